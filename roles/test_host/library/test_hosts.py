@@ -268,12 +268,12 @@ class Hosts:
             image, "/sbin/init",
         )
         # fmt: on
-        self.authorize(name)
-
-    def authorize(self, name: str) -> None:
-        """Let our key log in as the unprivileged user."""
+        # What cloud-init does at the first boot of a virtual machine: its own name, and who may log in.
         public = (self.directory / "id_ed25519.pub").read_text()
-        script = "umask 077; mkdir -p ~deploy/.ssh; cat > ~deploy/.ssh/authorized_keys; chown -R deploy: ~deploy/.ssh"
+        script = (
+            'echo "127.0.1.1 $(hostname)" >> /etc/hosts; umask 077; mkdir -p ~deploy/.ssh; '
+            "cat > ~deploy/.ssh/authorized_keys; chown -R deploy: ~deploy/.ssh"
+        )
         self.run("podman", "exec", "--interactive", name, "sh", "-c", script, stdin=public)
 
     def wait(self, name: str) -> None:
