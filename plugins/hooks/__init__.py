@@ -1,0 +1,1 @@
+"""Hooks: own a connection and everything that can go wrong on it."""
