@@ -22,6 +22,9 @@ options:
       path: {description: Absolute path., type: path, required: true}
       state: {description: What the path shall be., type: str, choices: [file, directory, absent], default: file}
       content: {description: Text of a file; a missing newline at its end is added., type: str}
+      secret:
+        description: The same for a text that is a secret as a whole. It appears in no diff, output or log.
+        type: str
       owner: {description: Name of the owner., type: str, default: root}
       group: {description: Name of the group., type: str, default: root}
       mode:
@@ -106,7 +109,7 @@ def wanted_state(item: dict[str, Any]) -> dict[str, Any]:
         "mode": f"{int(item['mode'] or DEFAULT_MODES[item['state']], 8):04o}",
     }
     if item["state"] == "file":
-        wanted["content"] = normal_content(item["content"])
+        wanted["content"] = normal_content(item["content"] if item.get("secret") is None else item["secret"])
     return wanted
 
 
@@ -184,6 +187,7 @@ def main() -> None:
                     "path": {"type": "path", "required": True},
                     "state": {"type": "str", "choices": ["file", "directory", "absent"], "default": "file"},
                     "content": {"type": "str"},
+                    "secret": {"type": "str", "no_log": True},
                     "owner": {"type": "str", "default": "root"},
                     "group": {"type": "str", "default": "root"},
                     "mode": {"type": "str"},
@@ -223,7 +227,10 @@ def main() -> None:
     module.exit_json(
         changed=bool(work),
         changed_paths=[item["path"] for item, _before, _after in work],
-        diff=[diff_of(item["path"], before, after, item["hide"]) for item, before, after in work],
+        diff=[
+            diff_of(item["path"], before, after, item["hide"] if item["secret"] is None else r"(?s).+")
+            for item, before, after in work
+        ],
     )
 
 
