@@ -1,0 +1,1 @@
+../../../airflow_release/files/release_bundle.py

@@ -1,0 +1,5 @@
+# Managed by Ansible (role airflow). FAB's settings: users live in the metadata database.
+from flask_appbuilder.const import AUTH_DB
+
+AUTH_TYPE = AUTH_DB
+WTF_CSRF_ENABLED = True
