@@ -1,0 +1,65 @@
+# One verb for each thing that people do; `make help` lists them. ENV picks an inventory: make deploy ENV=production
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+ENV ?= local
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+unexport PYTHONDONTWRITEBYTECODE
+PLAYBOOK := ansible-playbook -i inventories/$(ENV) $(ARGS)
+
+.PHONY: help bootstrap up down purge deploy smoke status preflight test lint unit scenario lock
+
+help: ## List the verbs
+	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+bootstrap: ## Make this machine ready: Debian packages, Python, the locked venv
+	@.ci/bootstrap
+
+up: bootstrap ## Local hosts, the whole platform on them, and the proof that it works
+	@$(PLAYBOOK) playbooks/test_hosts.yml
+	@$(PLAYBOOK) playbooks/site.yml
+
+down: bootstrap ## Remove the local hosts and all that `up` made, but for the image and the package cache
+	@$(PLAYBOOK) playbooks/test_hosts.yml -e test_host_state=absent
+
+purge: bootstrap ## `down`, and the image and the package cache as well
+	@$(PLAYBOOK) playbooks/test_hosts.yml -e test_host_state=purged
+
+preflight: bootstrap ## Check the inventory and its hosts; change nothing
+	@$(PLAYBOOK) playbooks/preflight.yml
+
+deploy: bootstrap ## Release dags/ and plugins/ of this tree
+	@$(PLAYBOOK) playbooks/deploy.yml
+
+smoke: bootstrap ## Prove that the platform transforms records
+	@$(PLAYBOOK) playbooks/smoke.yml
+
+status: bootstrap ## Show what runs where
+	@$(PLAYBOOK) playbooks/status.yml
+
+test: bootstrap ## All of it: lint, unit tests, the default scenario on real systemd hosts
+	@.ci/stages lint unit scenario
+
+lint: bootstrap ## Formats, types and the production profile of ansible-lint
+	ruff check .
+	ruff format --check .
+	mypy
+	yamllint --strict .
+	ansible-lint
+
+unit: bootstrap ## Unit tests (each against real parts where there are any)
+	pytest $(ARGS)
+
+SCENARIO ?= default
+scenario: bootstrap ## One Molecule scenario: make scenario SCENARIO=default
+	molecule test --scenario-name $(SCENARIO) $(ARGS)
+
+lock: bootstrap ## Resolve all Python packages anew, for the controller and the hosts
+	.local/uv/bin/uv lock $(ARGS)
+	$(call export_group,airflow,roles/airflow)
+	$(call export_group,transformation-service,roles/transformation_service)
+
+define export_group
+.local/uv/bin/uv export --quiet --frozen --only-group $(1) --no-emit-project --no-header --no-annotate -o $(2)/files/requirements.txt
+endef
