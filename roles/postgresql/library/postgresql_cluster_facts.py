@@ -12,7 +12,7 @@ options:
   binaries: {description: Folder of PostgreSQL's programs., type: path, required: true}
   data_directory: {description: Folder of the cluster's data., type: path, required: true}
   packages:
-    description: Debian packages to look for. Asking dpkg here saves opening apt's cache, about a second, on every run.
+    description: Debian packages to look for; asking here saves a call of its own on a run without changes.
     type: list
     elements: str
     default: []

@@ -143,7 +143,8 @@ def main() -> None:
     )
     params = module.params
     reload_after = params["reload_after"]
-    foreseen = sorted(set(reload_after) & set(params["changed_paths"]))
+    # Only check mode has to foresee; otherwise the files' own times tell, also when a restart has read them already.
+    foreseen = module.check_mode and not set(reload_after).isdisjoint(params["changed_paths"])
     deadline = time.monotonic() + (0 if module.check_mode else params["timeout"])
     try:
         load_time = _wait_for_answer(params, "SELECT extract(epoch FROM pg_conf_load_time())::float8", deadline)
@@ -157,7 +158,7 @@ def main() -> None:
         module.fail_json(msg=f"PostgreSQL refused the local session: {error}")
         return
 
-    changed = newest(reload_after) > load_time or bool(foreseen)
+    changed = newest(reload_after) > load_time or foreseen
     if changed and not module.check_mode:
         _reload(module, load_time)
 
