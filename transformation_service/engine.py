@@ -1,8 +1,8 @@
 """Runs accepted jobs, batch by batch, until none is left.
 
 A batch is one transaction: claim the job, read the records, apply the rules, write effects, ledger and confirmation.
-Whatever ends the process between two instructions ends that transaction too, and any process of the service continues at
-the same batch.
+Whatever ends the process between two instructions ends that transaction too, and any process of the service continues
+at the same batch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import random
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -61,6 +62,9 @@ class Engine:
         self._stopping = asyncio.Event()
         self._here: set[uuid.UUID] = set()
         self._tasks: list[asyncio.Task[None]] = []
+        # One thread for the rules of all jobs: they hold the interpreter's lock, and more of them would only keep the
+        # event loop from it for longer.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rules")
 
     def start(self) -> None:
         """Start the workers; they first look for jobs that an earlier process left unfinished."""
@@ -81,6 +85,7 @@ class Engine:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self) -> None:
         failures = 0
@@ -157,7 +162,7 @@ class Engine:
         return Step.FINISHED if counts is None else Step.CONFIRMED
 
     async def _next_batch(self, connection: Connection, job: Row) -> Counts | None:
-        """Do the job's next batch in the caller's transaction; ``None`` when all were confirmed and the job is finished."""
+        """Do the job's next batch in the caller's transaction; ``None`` when that finds the job finished."""
         started = time.perf_counter()
         entity = ENTITIES[job["entity_type"]]
         records = await ledger.next_records(connection, entity, job)
@@ -167,7 +172,7 @@ class Engine:
         # By name only: a job accepted before an upgrade ends with the new rules under its old version, because a start
         # under a new version would transform its confirmed records twice.
         rules = [RULES[name] for name in job["rules"]]
-        outcomes = await pipeline.transform(connection, entity, rules, records, self._metrics)
+        outcomes = await pipeline.transform(connection, entity, rules, records, self._metrics, self._thread)
         if self._settings.simulated_ms_per_record:
             await asyncio.sleep(len(records) * self._settings.simulated_ms_per_record / 1000)
         seconds = time.perf_counter() - started

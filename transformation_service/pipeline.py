@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 from transformation_service import ledger
@@ -21,20 +22,26 @@ Marks = list[list[str]]
 
 
 async def transform(
-    connection: Connection, entity: Entity, rules: Sequence[Rule], records: Sequence[Record], metrics: Metrics
+    connection: Connection,
+    entity: Entity,
+    rules: Sequence[Rule],
+    records: Sequence[Record],
+    metrics: Metrics,
+    thread: Executor | None = None,
 ) -> list[Outcome]:
     """Apply the rules in order and return one outcome per record, in the records' order.
 
-    A record that a rule can't process goes on to the next rule as it was; all its reasons end up in its mark.
+    A record that a rule can't process goes on to the next rule as it was; all its reasons end up in its mark. The rules
+    run on ``thread``, by default one of the event loop's.
     """
     work = [dict(record) for record in records]
     marks: Marks = [[] for _ in work]
     for rule in rules:
         started = time.perf_counter()
         if isinstance(rule, NeighbourRule):
-            await _apply_with_neighbours(connection, entity, rule, work, marks)
+            await _apply_with_neighbours(connection, entity, rule, work, marks, thread)
         else:
-            await asyncio.to_thread(apply_rule, rule, entity, work, marks)
+            await asyncio.get_running_loop().run_in_executor(thread, apply_rule, rule, entity, work, marks)
         metrics.rule_seconds.labels(rule.name).observe(time.perf_counter() - started)
     return [
         Outcome(record=record, reason="; ".join(reasons) or None) for record, reasons in zip(work, marks, strict=True)
@@ -55,12 +62,18 @@ def apply_rule(rule: Rule, entity: Entity, work: list[Record], marks: Marks) -> 
 
 
 async def _apply_with_neighbours(
-    connection: Connection, entity: Entity, rule: NeighbourRule, work: list[Record], marks: Marks
+    connection: Connection,
+    entity: Entity,
+    rule: NeighbourRule,
+    work: list[Record],
+    marks: Marks,
+    thread: Executor | None,
 ) -> None:
-    keys = await asyncio.to_thread(lambda: [rule.keys(entity, record) for record in work])
+    loop = asyncio.get_running_loop()
+    keys = await loop.run_in_executor(thread, lambda: [rule.keys(entity, record) for record in work])
     wanted = sorted({key for of_record in keys for key in of_record})
     earlier = await ledger.neighbours(connection, entity, wanted, before=work[0]["id"], per_key=rule.per_key)
-    results = await asyncio.to_thread(rule.apply_batch, entity, work, earlier)
+    results = await loop.run_in_executor(thread, rule.apply_batch, entity, work, earlier)
     originals: list[tuple[int, str]] = []
     for record, of_record, reasons, result in zip(work, keys, marks, results, strict=True):
         if isinstance(result, Unprocessable):

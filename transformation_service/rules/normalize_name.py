@@ -14,6 +14,7 @@ from transformation_service.rules.base import Rule, Unprocessable
 
 INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060\ufeff\u00ad]")
 TRADEMARK = re.compile(r"\s*(?:[®™©]|\((?:r|tm|c)\))", re.IGNORECASE)
+SHOUTED = re.compile(r"\b[^\W\d_a-zß-öø-ÿ]{4,}\b")  # SMITH, but not III or a degree such as MBA
 MAX_LENGTH = 200
 
 
@@ -24,13 +25,13 @@ def tidy(text: str) -> str:
 
 
 def _person(text: str) -> str:
-    if not any("LATIN" in unicodedata.name(character, "") for character in text):
+    if any(character.isalpha() and "LATIN" not in unicodedata.name(character, "") for character in text):
         return text  # order and case of a name are known to the library for Latin script only
     name = HumanName(text)
     # Mixed case is someone's own spelling: McDonald, van der Berg, LeRoy.
     if text.isupper() or text.islower():
         name.capitalize(force=True)
-    return tidy(str(name))
+    return tidy(SHOUTED.sub(lambda word: word[0].title(), str(name)))
 
 
 def _application(text: str) -> str:
