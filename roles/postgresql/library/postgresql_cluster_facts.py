@@ -84,7 +84,8 @@ def main() -> None:
     installed = ""
     if packages:
         # Unknown packages make it exit with 1; they are missing like others.
-        _, installed, _ = module.run_command(["dpkg-query", "--show", "--showformat=${Package} ${Status}\\n", *packages])
+        line = "--showformat=${Package} ${Status}\\n"
+        _, installed, _ = module.run_command(["dpkg-query", "--show", line, *packages])
     module.exit_json(
         changed=False,
         memory_mb=memory,
