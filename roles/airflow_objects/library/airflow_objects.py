@@ -58,7 +58,8 @@ options:
     type: bool
     default: true
   credentials:
-    description: Folder of the credential files; without C(sql_alchemy_conn) in it, Airflow is not configured yet.
+    description:
+      - Folder with the files C(sql_alchemy_conn) and C(fernet_key). Without the first, Airflow is not configured yet.
     type: path
     default: /etc/airflow/credentials
 """
@@ -572,15 +573,13 @@ def write_changes(connection: sqlalchemy.Connection, changes: Sequence[Change], 
             connection.execute(sqlalchemy.update(table).where(mine).values(row))
 
 
-def database_settings() -> tuple[str, str]:
-    """Return the metadata database's URL and the Fernet keys, as Airflow itself would find them."""
-    url = os.environ.get("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN")
-    keys = os.environ.get("AIRFLOW__CORE__FERNET_KEY")
-    if url is None or keys is None:
-        from airflow.configuration import conf
-
-        url, keys = conf.get_mandatory_value("database", "sql_alchemy_conn"), conf.get("core", "fernet_key")
-    return url, keys or ""
+def database_settings(credentials: str) -> tuple[str, str]:
+    """Return the metadata database's URL and the Fernet keys out of the host's credential files."""
+    texts = []
+    for name in ("sql_alchemy_conn", "fernet_key"):
+        with open(os.path.join(credentials, name), encoding="utf-8") as file:
+            texts.append(file.read().strip())
+    return texts[0], texts[1]
 
 
 def reconcile(
@@ -588,6 +587,7 @@ def reconcile(
 ) -> tuple[list[Change], list[str], bool]:
     """Compare and, outside check mode, write; one transaction.
 
+    Only a run that writes becomes an Airflow process: that alone takes longer than everything else here.
     Returns the changes, the orphans that stay, and whether the database was migrated at all.
     """
     import sqlalchemy
@@ -600,6 +600,7 @@ def reconcile(
             actual = actual or {kind: {} for kind in KINDS}
             changes = plan(actual, wanted, prune=prune)
             if changes and migrated and not check_mode:
+                _enter_airflow()
                 write_changes(connection, changes, wanted)
     finally:
         engine.dispose()
@@ -646,8 +647,7 @@ def main() -> None:
 
     if present:
         try:
-            _enter_airflow()
-            url, keys = database_settings()
+            url, keys = database_settings(params["credentials"])
             changes, left, migrated = reconcile(url, keys, wanted, prune=params["prune"], check_mode=module.check_mode)
         except Exception as error:  # any error here must pass the masking of fail_json, never a raw traceback
             module.fail_json(msg=f"Airflow's metadata database: {type(error).__name__}: {error}", **hidden)
@@ -661,7 +661,7 @@ def main() -> None:
             module.fail_json(msg=f"No objects written: {reason}. Run role airflow first.", **hidden)
         result["note"] = f"Forecast: {reason}, so everything would be created."
     result["changes"] = [change.sentence for change in changes]
-    result["diff"] = render(changes)
+    result["diff"] = {side: shown or None for side, shown in render(changes).items()}  # {} would show as a line
     module.exit_json(**copy.deepcopy(result), **hidden)
 
 

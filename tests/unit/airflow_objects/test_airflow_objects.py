@@ -404,15 +404,13 @@ def run_module(capsys: Any, *, check: bool = False, **params: Any) -> dict[str, 
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
-def test_module_is_idempotent_and_prints_no_secret(
-    platform: Platform, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", platform.url)
-    (tmp_path / "sql_alchemy_conn").write_text(platform.url)
+def test_module_is_idempotent_and_prints_no_secret(platform: Platform, tmp_path: Any, capsys: Any) -> None:
+    (tmp_path / "sql_alchemy_conn").write_text(f"{platform.url}\n")
+    (tmp_path / "fernet_key").write_text(platform.keys)
     arguments = WANTED | {"credentials": str(tmp_path)}
     first = run_module(capsys, **arguments)
     second = run_module(capsys, **arguments)
-    assert (first["changed"], second["changed"], second["diff"]["after"]) == (True, False, {})
+    assert (first["changed"], second["changed"], second["diff"]["after"]) == (True, False, None)
     for secret in ("first-secret", "service-token"):
         assert secret not in json.dumps([first, second])
 
@@ -427,13 +425,9 @@ def test_check_mode_on_a_pristine_host_forecasts_everything(tmp_path: Any, capsy
     assert "Run role airflow first" in refused["msg"]
 
 
-def test_check_mode_before_the_migration_forecasts_everything(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    url = f"sqlite:///{tmp_path}/empty.db"
-    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", url)
-    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "")
-    (tmp_path / "sql_alchemy_conn").write_text(url)
+def test_check_mode_before_the_migration_forecasts_everything(tmp_path: Any, capsys: Any) -> None:
+    (tmp_path / "sql_alchemy_conn").write_text(f"sqlite:///{tmp_path}/empty.db")
+    (tmp_path / "fernet_key").write_text("")
     result = run_module(capsys, check=True, **WANTED, credentials=str(tmp_path))
     assert result["changed"]
     assert "not migrated" in result["note"]

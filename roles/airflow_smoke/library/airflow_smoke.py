@@ -1,0 +1,738 @@
+#!/usr/bin/python
+"""Prove a running platform from outside: REST API, broker, a DAG run on a worker, and the ledger of its records."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import re
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from ansible.module_utils.basic import AnsibleModule
+
+if TYPE_CHECKING:
+    import redis
+
+DOCUMENTATION = r"""
+module: airflow_smoke
+short_description: Prove that Airflow works, as a client of it would
+description:
+  - Logs in to the REST API; checks that all components are healthy, version, import errors, DAGs and their release;
+    asks each worker over the broker which queues it consumes; triggers a DAG run, waits for its success and checks
+    that its task ran on a worker host; then counts in the ledger that each record was transformed exactly once.
+  - A check that depends on a failed one is skipped; all others run, and all failures come in one list.
+  - Runs with the Python of the Airflow venv on a scheduler host and does not import Airflow.
+  - Never reports a change. The DAG run is an effect on data, which belongs to a slot of its own; no setting changes.
+  - In check mode only the checks that read run, and failures are warnings, as nothing the run would change is in place.
+options:
+  url:
+    description: Address of the API server, such as C(https://scheduler-1:8080).
+    type: str
+    required: true
+  user:
+    description: User to log in as.
+    type: str
+    default: admin
+  password:
+    description: The user's password.
+    type: str
+    required: true
+  ca_file:
+    description: File with the CA certificate that signed the API server's certificate. Empty = the host's trust store.
+    type: path
+  version:
+    description: The Airflow version that must answer.
+    type: str
+  release:
+    description: The release that every DAG of C(dags) must be served from.
+    type: str
+  dags:
+    description: DAG ids that must be there.
+    type: list
+    elements: str
+    default: []
+  workers:
+    description: Worker hosts that must consume, by the name that their tasks show as hostname.
+    type: list
+    elements: str
+    default: []
+  queues:
+    description: Celery queues that must be consumed and drain.
+    type: list
+    elements: str
+    default: [default]
+  broker_url_file:
+    description: File with the broker's URL.
+    type: path
+    default: /etc/airflow/credentials/broker_url
+  run:
+    description: Trigger a DAG run. It transforms every record of the entity once, in a slot of its own.
+    type: bool
+    default: true
+  dag:
+    description: The DAG to run; it takes the slot from C(conf).
+    type: str
+    default: user_transformation
+  task:
+    description: The task of it that must run on a host of C(workers).
+    type: str
+    default: apply_rules
+  unpause:
+    description: Unpause a paused DAG for the length of the run. Without it a paused DAG is a failed check.
+    type: bool
+    default: false
+  ledger:
+    description: Where the ledger of the transformed records is. Empty = not checked, as with another service.
+    type: dict
+    suboptions:
+      host: {description: PostgreSQL host., type: str, required: true}
+      port: {description: PostgreSQL port., type: int, default: 5432}
+      database: {description: Database., type: str, default: transformation_service}
+      user: {description: Role that may read it., type: str, default: platform_checks}
+      password: {description: The role's password., type: str, required: true}
+      sslmode: {description: As libpq's., type: str, default: require}
+      sslrootcert: {description: As libpq's., type: path}
+      entity: {description: Entity type that the DAG transforms., type: str, default: User}
+      table: {description: The entity's table., type: str, default: user_record}
+      minimum: {description: Records below which a run proves nothing and fails., type: int, default: 1}
+  settle_seconds:
+    description: How long checks that may need a moment after a start are repeated.
+    type: int
+    default: 60
+  run_seconds:
+    description: How long the DAG run may take.
+    type: int
+    default: 300
+  report_only:
+    description: Report failing checks without failing.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Prove that the platform works
+  airflow_smoke:
+    url: http://scheduler-1:8080
+    password: "{{ airflow_admin_password }}"
+    workers: [worker-1, worker-2]
+    dags: [user_transformation]
+  vars:
+    ansible_python_interpreter: /opt/airflow/venv/bin/python
+"""
+
+RETURN = r"""
+checks:
+  description: What was checked; C(ok) is null for a skipped check.
+  type: list
+  returned: when Airflow is installed
+  sample: [{name: health, ok: true, seconds: 0.02, detail: "metadatabase, scheduler, triggerer, dag_processor"}]
+table:
+  description: The same as lines to print.
+  type: list
+  returned: when Airflow is installed
+run_id:
+  description: The DAG run that was triggered.
+  type: str
+  returned: when one was
+"""
+
+POLL_SECONDS: Final = 0.5
+LOG_LINES: Final = 15
+_URL_CREDENTIALS: Final = re.compile(r"(?<=://)[^/@\s]*@")
+# kombu appends these to a queue's name for messages of higher priority (kombu.transport.redis.Channel).
+_PRIORITY_SUFFIXES: Final = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+
+
+class CheckFailed(Exception):
+    """A check found something wrong; the text says what, and what to do where that is known.
+
+    `final`: it will not get better by waiting.
+    """
+
+    def __init__(self, text: str, *, final: bool = False) -> None:
+        super().__init__(text)
+        self.final = final
+
+
+class Skipped(Exception):
+    """A check has nothing to look at; the text says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One line of the table. `ok` is None for a skipped check."""
+
+    name: str
+    ok: bool | None
+    seconds: float
+    detail: str
+
+
+class Api:
+    """Airflow's REST API for one user. Every trouble is a CheckFailed with the path in it."""
+
+    def __init__(self, url: str, *, ca_file: str | None = None, timeout: float = 10.0) -> None:
+        self.url = url.rstrip("/")
+        self._timeout = timeout
+        self._headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        # Straight to the server: a proxy of the host's environment has no business between the two.
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if self.url.startswith("https:"):
+            handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file or None)))
+        self._opener = urllib.request.build_opener(*handlers)
+
+    def login(self, user: str, password: str) -> None:
+        """Take a token for all later calls."""
+        answer = self.call("POST", "/auth/token", {"username": user, "password": password})
+        self._headers["Authorization"] = f"Bearer {answer['access_token']}"
+
+    def get(self, path: str, **query: object) -> dict[str, Any]:
+        """Return the JSON of `/api/v2<path>`."""
+        return self.call("GET", f"/api/v2{path}" + (f"?{urllib.parse.urlencode(query)}" if query else ""))
+
+    def every(self, path: str, key: str, **query: object) -> Iterator[Any]:
+        """Yield the items of all pages of a collection."""
+        offset = 0
+        while True:
+            page = self.get(path, limit=100, offset=offset, **query)
+            yield from page[key]
+            offset += len(page[key])
+            if not page[key] or offset >= page["total_entries"]:
+                return
+
+    def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        """Send one request and return the JSON object of its answer."""
+        request = urllib.request.Request(  # noqa: S310 - http(s) URL of the deployment
+            self.url + path,
+            method=method,
+            headers=self._headers,
+            data=None if body is None else json.dumps(body).encode(),
+        )
+        name = f"{method} {path.partition('?')[0]}"
+        try:
+            with self._opener.open(request, timeout=self._timeout) as answer:
+                found: dict[str, Any] = json.load(answer)
+                return found
+        except urllib.error.HTTPError as error:
+            with error:
+                detail = _detail(error.read(2000))
+            raise CheckFailed(f"{name}: HTTP {error.code}{detail}", final=error.code in (400, 401, 403)) from None
+        except urllib.error.URLError as error:
+            raise CheckFailed(f"{name} at {self.url}: {error.reason}") from None
+        except (OSError, ValueError) as error:  # time limit while reading; no JSON
+            raise CheckFailed(f"{name} at {self.url}: {type(error).__name__}: {error}") from None
+
+
+def _detail(body: bytes) -> str:
+    try:
+        detail = json.loads(body)["detail"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return f", {detail if isinstance(detail, str) else json.dumps(detail)}"[:300]
+
+
+# --- judging answers (pure) -------------------------------------------------------------------------------------------
+
+
+def judge_health(answer: Mapping[str, Any]) -> str:
+    """Judge `/monitor/health`, which is HTTP 200 whatever it says; a component that never ran has status null."""
+    wanted = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+    states = {name: (answer.get(name) or {}).get("status") for name in wanted}
+    bad = [f"{name} is {status or 'not running'}" for name, status in states.items() if status != "healthy"]
+    if bad:
+        raise CheckFailed("; ".join(bad) + ". See `systemctl status airflow-*` on the scheduler hosts")
+    return ", ".join(wanted) + " healthy"
+
+
+def judge_import_errors(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Refuse any file that the dag-processor could not import; show file and last line of each."""
+    if errors:
+        found = [f"{error['filename']}: {_last_line(error.get('stack_trace'))}" for error in errors[:5]]
+        more = f" and {len(errors) - 5} more" if len(errors) > 5 else ""
+        raise CheckFailed("; ".join(found) + more)
+    return "none"
+
+
+def _last_line(text: str | None) -> str:
+    return next((line.strip() for line in reversed((text or "").splitlines()) if line.strip()), "no trace")[:200]
+
+
+def judge_dags(dags: Sequence[Mapping[str, Any]], expected: Sequence[str], release: str | None) -> str:
+    """Check that the expected DAGs are served, and from the expected release.
+
+    `dags`: items of `/dags`. Stale ones, whose file is gone, do not count.
+    """
+    present = {dag["dag_id"]: dag for dag in dags if not dag.get("is_stale")}
+    problems = [f"{dag_id} is missing" for dag_id in expected if dag_id not in present]
+    versions = {dag_id: present[dag_id].get("bundle_version") for dag_id in expected or present if dag_id in present}
+    if release:
+        problems += [
+            f"{dag_id} is served from release {version or 'unknown'}, not {release}"
+            for dag_id, version in versions.items()
+            if version != release
+        ]
+    if problems:
+        raise CheckFailed("; ".join(problems))
+    served = sorted({version for version in versions.values() if version})
+    paused = sum(bool(dag.get("is_paused")) for dag in present.values())
+    return f"{len(present)} served" + (f" from {', '.join(served)}" if served else "") + f", {paused} paused"
+
+
+def judge_workers(
+    replies: Mapping[str, Sequence[Mapping[str, Any]]], workers: Sequence[str], queues: Sequence[str]
+) -> str:
+    """Check that each expected worker consumes, and that each queue has a consumer.
+
+    `replies`: Celery's `active_queues`, node name (`celery@worker-1`) -> queues. A worker may answer and yet consume
+    nothing after a restart of Redis (apache/airflow#63580), so an answer alone proves nothing.
+    """
+    consuming = {
+        # An error comes as a dictionary where the list of queues should be.
+        node.partition("@")[2]: {queue["name"] for queue in active} if isinstance(active, list) else set[str]()
+        for node, active in replies.items()
+    }
+    problems = [f"{worker} does not answer over the broker" for worker in workers if worker not in consuming]
+    problems += [f"{worker} answers and consumes no queue" for worker in workers if consuming.get(worker) == set()]
+    served = set[str]().union(*consuming.values())
+    problems += [f"no worker consumes queue {queue}" for queue in queues if queue not in served]
+    if problems:
+        others = sorted(set(consuming) - set(workers))
+        seen = f" (answering: {', '.join(others)})" if others else ""
+        raise CheckFailed("; ".join(problems) + seen + ". See `systemctl status airflow-worker` there")
+    return f"{', '.join(sorted(consuming))} consuming {', '.join(sorted(served))}"
+
+
+def judge_placement(instances: Sequence[Mapping[str, Any]], task: str, workers: Sequence[str]) -> str:
+    """Check where the task ran; a deferred task shows the worker that finished it."""
+    hosts = [str(instance["hostname"]) for instance in instances if instance["task_id"] == task]
+    if not hosts:
+        raise CheckFailed(f"the run has no task {task}")
+    strangers = sorted(set(hosts) - set(workers))
+    if workers and strangers:
+        raise CheckFailed(f"{task} ran on {', '.join(strangers)}, expected one of {', '.join(workers)}")
+    return f"{task} ran on {', '.join(sorted(set(hosts)))}"
+
+
+def judge_ledger(before: Mapping[str, int], after: Mapping[str, Any], minimum: int) -> str:
+    """Check that the job covered every record and that the ledger and the records count the same effects.
+
+    `before` and `after`: rows of `LEDGER_BEFORE` and `LEDGER_AFTER`. Each is one statement, so one snapshot.
+    """
+    problems = []
+    if after["state"] != "succeeded":
+        problems.append(f"the job is {after['state']}")
+    if after["ledger_rows"] != after["distinct_records"]:
+        problems.append(
+            f"{after['ledger_rows'] - after['distinct_records']} ledger rows too many: a record was done twice"
+        )
+    if after["ledger_rows"] != after["records_total"]:
+        problems.append(f"the job took {after['records_total']} records, the ledger holds {after['ledger_rows']}")
+    if after["missing"]:
+        problems.append(f"{after['missing']} records are not in the ledger")
+    if after["ledger_rows"] < minimum:
+        problems.append(
+            f"only {after['ledger_rows']} records, {minimum} are needed to prove something: load records first"
+        )
+    # Other jobs may run at the same time, so both sides are the entity's totals. Deleted records would only lower one.
+    effects = after["effects"] - before["effects"]
+    confirmed = after["confirmed"] - before["confirmed"]
+    if effects != confirmed:
+        problems.append(f"the records show {effects} transformations and the jobs {confirmed}")
+    if problems:
+        raise CheckFailed("; ".join(problems))
+    outcomes = f"{after['transformed']} transformed, {after['marked']} marked"
+    return f"{after['ledger_rows']} records, each once: {outcomes}"
+
+
+def format_table(results: Sequence[Result]) -> list[str]:
+    """Align the results; further lines of a detail, such as a log, are indented below it."""
+    width = max((len(result.name) for result in results), default=0)
+    states = {True: "ok", False: "FAILED", None: "skipped"}
+    lines = []
+    for result in results:
+        first, *rest = result.detail.splitlines() or [""]
+        lines.append(f"{states[result.ok]:<7}  {result.name:<{width}}  {result.seconds:6.2f} s  {first}".rstrip())
+        lines += [f"{'':<7}  {'':<{width}}            {line}" for line in rest]
+    total = sum(result.seconds for result in results)
+    failed = sum(result.ok is False for result in results)
+    verdict = f"{failed} of {len(results)} checks failed" if failed else f"{len(results)} checks"
+    return [*lines, f"{'':<7}  {'total':<{width}}  {total:6.2f} s  {verdict}"]
+
+
+# --- the ledger -------------------------------------------------------------------------------------------------------
+
+LEDGER_BEFORE: Final = """
+SELECT (SELECT coalesce(sum(transform_count), 0) FROM {table}) AS effects,
+       (SELECT coalesce(sum(transformed + marked), 0) FROM transformation_job
+         WHERE entity_type = %(entity)s) AS confirmed
+"""
+LEDGER_AFTER: Final = """
+WITH job AS (
+    SELECT * FROM transformation_job WHERE entity_type = %(entity)s AND slot = %(slot)s::timestamptz
+), ledger AS (
+    SELECT record_id, outcome FROM transformation_record WHERE job_id IN (SELECT id FROM job)
+)
+SELECT (SELECT count(*) FROM job) AS jobs,
+       (SELECT max(state) FROM job) AS state,
+       (SELECT sum(records_total) FROM job) AS records_total,
+       (SELECT count(*) FROM ledger) AS ledger_rows,
+       (SELECT count(DISTINCT record_id) FROM ledger) AS distinct_records,
+       (SELECT count(*) FROM ledger WHERE outcome = 'transformed') AS transformed,
+       (SELECT count(*) FROM ledger WHERE outcome = 'marked') AS marked,
+       (SELECT count(*) FROM {table} AS record WHERE id <= (SELECT max(max_record_id) FROM job)
+          AND NOT EXISTS (SELECT FROM ledger WHERE record_id = record.id)) AS missing,
+       (SELECT coalesce(sum(transform_count), 0) FROM {table}) AS effects,
+       (SELECT coalesce(sum(transformed + marked), 0) FROM transformation_job
+         WHERE entity_type = %(entity)s) AS confirmed
+"""
+
+
+class Ledger:
+    """The TransformationService's database, read with a role that can do nothing else."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = settings
+
+    def query(self, statement: str, **values: object) -> dict[str, Any]:
+        """Return the one row of a statement."""
+        import psycopg2
+        import psycopg2.extras
+        from psycopg2 import sql
+
+        wanted = self._settings
+        try:
+            connection = psycopg2.connect(
+                host=wanted["host"],
+                port=wanted["port"],
+                dbname=wanted["database"],
+                user=wanted["user"],
+                password=wanted["password"],
+                sslmode=wanted["sslmode"],
+                sslrootcert=wanted.get("sslrootcert"),
+                connect_timeout=5,
+                options="-c statement_timeout=60s",
+                cursor_factory=psycopg2.extras.RealDictCursor,
+            )
+            with contextlib.closing(connection), connection.cursor() as cursor:
+                text = sql.SQL(statement).format(table=sql.Identifier(wanted["table"]))
+                cursor.execute(text, {"entity": wanted["entity"], **values})
+                row = dict(cursor.fetchone() or {})
+            return {key: int(value) if _countable(value) else value for key, value in row.items()}
+        except psycopg2.Error as error:
+            where = f"{wanted['database']} at {wanted['host']}:{wanted['port']} as {wanted['user']}"
+            raise CheckFailed(f"{where}: {' '.join(str(error).split())}") from None
+
+
+def _countable(value: object) -> bool:
+    return value is not None and not isinstance(value, str)  # sums arrive as Decimal
+
+
+# --- the run of the checks --------------------------------------------------------------------------------------------
+
+
+class Smoke:
+    """The checks over one platform, in order; `results` grows with each."""
+
+    def __init__(self, options: Mapping[str, Any], *, read_only: bool) -> None:
+        self._options = options
+        self._read_only = read_only
+        self._api = Api(options["url"], ca_file=options["ca_file"])
+        self._instances: list[Mapping[str, Any]] = []
+        self._slot = ""
+        self._settled_at = 0.0
+        self._release: str | None = None
+        self._before: Mapping[str, int] | CheckFailed | None = None
+        self.results: list[Result] = []
+        self.run_id: str | None = None
+
+    def run(self) -> list[Result]:
+        """Do every check and return the results."""
+        self._settled_at = time.monotonic() + self._options["settle_seconds"]
+        self._check("login", self._login, settle=True)
+        self._check("health", lambda: judge_health(self._api.get("/monitor/health")), settle=True)
+        self._check("version", self._version)
+        self._check("import errors", self._import_errors, needs=["login"], settle=True)
+        self._check("DAGs", self._dags, needs=["login"], settle=True)
+        self._check("pools", self._pools, needs=["login"])
+        self._check("workers", self._workers, settle=True)
+        if not self._read_only and self._options["run"]:
+            self._check("DAG run", self._dag_run, needs=["login", "health", "workers"])
+            self._check("placement", self._placement, needs=["DAG run"])
+            self._check("ledger", self._ledger, needs=["DAG run"])
+        self._settled_at = time.monotonic() + self._options["settle_seconds"]
+        self._check("queues", self._queues, needs=["workers"], settle=True)
+        return self.results
+
+    def _check(self, name: str, action: Callable[[], str], *, needs: Sequence[str] = (), settle: bool = False) -> None:
+        """Do one check; `settle` repeats a failing one, as right after a start it may only be early.
+
+        The repeating checks share one time limit: a platform settles as a whole.
+        """
+        done = {result.name: result.ok for result in self.results}
+        broken = [need for need in needs if not done.get(need)]
+        begin = time.monotonic()
+        if broken:
+            self.results.append(Result(name, None, 0.0, f"needs {', '.join(broken)}"))
+            return
+        deadline = self._settled_at if settle else begin
+        ok: bool | None
+        while True:
+            try:
+                ok, detail = True, action()
+            except Skipped as reason:
+                ok, detail = None, str(reason)
+            except CheckFailed as failure:
+                ok, detail = False, str(failure)
+                if not failure.final and time.monotonic() + POLL_SECONDS < deadline:
+                    time.sleep(POLL_SECONDS)
+                    continue
+            break
+        self.results.append(Result(name, ok, round(time.monotonic() - begin, 3), detail))
+
+    def _login(self) -> str:
+        self._api.login(self._options["user"], self._options["password"])
+        return f"{self._options['user']} at {self._api.url}"
+
+    def _version(self) -> str:
+        found, wanted = self._api.get("/version")["version"], self._options["version"]
+        if wanted and found != wanted:
+            raise CheckFailed(f"Airflow {found} answers, expected {wanted}: was the API server restarted?")
+        return f"Airflow {found}"
+
+    def _import_errors(self) -> str:
+        return judge_import_errors(list(self._api.every("/importErrors", "import_errors")))
+
+    def _dags(self) -> str:
+        return judge_dags(list(self._api.every("/dags", "dags")), self._options["dags"], self._options["release"])
+
+    def _pools(self) -> str:
+        pools = self._api.every("/pools", "pools")
+        return ", ".join(f"{pool['name']} {pool['occupied_slots']}/{_slots(pool['slots'])} used" for pool in pools)
+
+    def _broker_url(self) -> str:
+        try:
+            with open(self._options["broker_url_file"], encoding="utf-8") as file:
+                return file.read().strip()
+        except OSError as error:
+            raise CheckFailed(f"{self._options['broker_url_file']}: {error.strerror}") from None
+
+    def _workers(self) -> str:
+        from celery import Celery
+
+        app = Celery("airflow_smoke", broker=self._broker_url(), set_as_current=False)
+        limits = {"socket_connect_timeout": 3, "socket_timeout": 5, "retry_on_timeout": False}
+        app.conf.update(broker_transport_options=limits, broker_connection_retry=False)
+        workers = self._options["workers"]
+        names = [f"celery@{worker}" for worker in workers]
+        try:
+            # With destinations and a limit the answer is complete, and there, as soon as the last worker has answered.
+            found = app.control.inspect(destination=names or None, limit=len(names) or None, timeout=2).active_queues()
+            if names and set(found or {}) < set(names):  # who else answers, for the message
+                found = (app.control.inspect(timeout=1).active_queues() or {}) | (found or {})
+        except Exception as error:  # the broker's client library has a zoo of them
+            raise CheckFailed(f"broker: {_without_credentials(error)}") from None
+        finally:
+            app.close()
+        return judge_workers(found or {}, workers, self._options["queues"])
+
+    def _queues(self) -> str:
+        import redis
+
+        client = redis.Redis.from_url(self._broker_url(), socket_connect_timeout=3, socket_timeout=5)
+        try:
+            waiting = {
+                name: sum(_length(client, name + suffix) for suffix in _PRIORITY_SUFFIXES)
+                for name in self._options["queues"]
+            }
+        except redis.RedisError as error:
+            raise CheckFailed(f"broker: {_without_credentials(error)}") from None
+        finally:
+            client.close()
+        if any(waiting.values()):
+            full = ", ".join(f"{count} in {name}" for name, count in waiting.items() if count)
+            raise CheckFailed(f"messages wait: {full}. More work than the workers take, or a worker that is stuck")
+        return f"{', '.join(waiting)} empty"
+
+    def _dag_run(self) -> str:
+        path = f"/dags/{self._options['dag']}"
+        paused = self._api.get(path)["is_paused"]
+        if paused and not self._options["unpause"]:
+            raise CheckFailed(
+                f"{self._options['dag']} is paused, so a run would stay queued. Unpause it, or set "
+                "airflow_smoke_unpause: true (for the length of the test) or airflow_smoke_run: false (no run at all)"
+            )
+        if self._options["ledger"]:
+            try:
+                self._before = Ledger(self._options["ledger"]).query(LEDGER_BEFORE)
+            except CheckFailed as failure:
+                self._before = failure  # told by the check "ledger"; the run itself needs no ledger
+        if paused:
+            self._api.call("PATCH", f"/api/v2{path}?update_mask=is_paused", {"is_paused": False})
+        try:
+            return self._trigger_and_wait(path)
+        finally:
+            if paused:
+                self._api.call("PATCH", f"/api/v2{path}?update_mask=is_paused", {"is_paused": True})
+
+    def _trigger_and_wait(self, path: str) -> str:
+        # Whole seconds: a slot of its own, which no schedule's tick and no earlier test shares.
+        self._slot = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        body = {"dag_run_id": f"smoke__{self._slot}", "logical_date": None, "conf": {"slot": self._slot}}
+        self.run_id = self._api.call("POST", f"/api/v2{path}/dagRuns", body)["dag_run_id"]
+        run = f"{path}/dagRuns/{urllib.parse.quote(str(self.run_id), safe='')}"
+        deadline = time.monotonic() + self._options["run_seconds"]
+        while (answer := self._api.get(run))["state"] not in ("success", "failed"):
+            if time.monotonic() > deadline:
+                return self._give_up(run, answer["state"])
+            time.sleep(POLL_SECONDS)
+        self._release = answer.get("bundle_version")
+        self._instances = list(self._api.every(f"{run}/taskInstances", "task_instances"))
+        if answer["state"] == "failed":
+            raise CheckFailed(f"{self.run_id} failed{self._story(run)}")
+        return f"{self.run_id} succeeded"
+
+    def _give_up(self, run: str, state: str) -> str:
+        self._instances = list(self._api.every(f"{run}/taskInstances", "task_instances"))
+        story = self._story(run)
+        # Left alone it would run some day, unasked.
+        self._api.call("PATCH", f"/api/v2{run}?update_mask=state", {"state": "failed"})
+        waited = f"{self.run_id} still {state} after {self._options['run_seconds']} s, marked failed"
+        raise CheckFailed(waited + story)
+
+    def _story(self, run: str) -> str:
+        """Tell the tasks' states and the end of the log of the one that failed or hangs."""
+        states = ", ".join(f"{task['task_id']} {task['state'] or 'not scheduled'}" for task in self._instances)
+        lines = [f": {states}" if states else ""]
+        telling = ("failed", "up_for_retry", "running", "deferred")
+        by_state = {task["state"]: task for task in self._instances}
+        task = next((by_state[state] for state in telling if state in by_state), None)
+        if task is not None:
+            attempt = max(1, int(task["try_number"]))
+            where = f"{task['task_id']} try {attempt} on {task['hostname'] or 'no host'}"
+            try:
+                tail = log_tail(self._api.get(f"{run}/taskInstances/{task['task_id']}/logs/{attempt}"))
+            except CheckFailed as failure:
+                tail = [f"not readable: {failure}"]
+            lines += [f"end of the log of {where}:", *(f"  {line}" for line in tail)]
+        return "\n".join(lines)
+
+    def _placement(self) -> str:
+        wanted = self._options["release"]
+        if wanted and self._release != wanted:
+            raise CheckFailed(f"the run used release {self._release or 'unknown'}, expected {wanted}")
+        where = judge_placement(self._instances, self._options["task"], self._options["workers"])
+        return where + (f", release {self._release}" if self._release else "")
+
+    def _ledger(self) -> str:
+        settings = self._options["ledger"]
+        if not settings:
+            raise Skipped("no ledger is configured (airflow_smoke_ledger_host)")
+        if self._before is None or isinstance(self._before, CheckFailed):
+            raise self._before or CheckFailed("no count from before the run")
+        after = Ledger(settings).query(LEDGER_AFTER, slot=self._slot)
+        if after["jobs"] != 1:
+            raise CheckFailed(f"{after['jobs']} jobs for {settings['entity']} in slot {self._slot}, expected one")
+        return judge_ledger(self._before, after, settings["minimum"])
+
+
+def log_tail(answer: Mapping[str, Any]) -> list[str]:
+    """Return the last lines of a task's log as the API gives it: structured messages, or plain lines."""
+    lines = []
+    for item in answer.get("content", ()):
+        if isinstance(item, str):
+            lines += item.splitlines()
+            continue
+        lines += str(item.get("event", "")).splitlines()
+        for error in item.get("error_detail") or ():
+            lines.append(f"{error.get('exc_type')}: {error.get('exc_value')}")
+    return [line[:300] for line in lines if line.strip() and not line.startswith("::")][-LOG_LINES:]
+
+
+def _length(client: redis.Redis, name: str) -> int:
+    return int(client.llen(name))  # type: ignore[arg-type]  # typed for the asynchronous client too
+
+
+def _slots(slots: int) -> str:
+    return "unlimited" if slots == -1 else str(slots)
+
+
+def _without_credentials(error: Exception) -> str:
+    return _URL_CREDENTIALS.sub("", f"{type(error).__name__}: {error}")
+
+
+# --- Ansible ----------------------------------------------------------------------------------------------------------
+
+ARGUMENTS: Final[dict[str, Any]] = {
+    "url": {"type": "str", "required": True},
+    "user": {"type": "str", "default": "admin"},
+    "password": {"type": "str", "required": True, "no_log": True},
+    "ca_file": {"type": "path"},
+    "version": {"type": "str"},
+    "release": {"type": "str"},
+    "dags": {"type": "list", "elements": "str", "default": []},
+    "workers": {"type": "list", "elements": "str", "default": []},
+    "queues": {"type": "list", "elements": "str", "default": ["default"]},
+    "broker_url_file": {"type": "path", "default": "/etc/airflow/credentials/broker_url"},
+    "run": {"type": "bool", "default": True},
+    "dag": {"type": "str", "default": "user_transformation"},
+    "task": {"type": "str", "default": "apply_rules"},
+    "unpause": {"type": "bool", "default": False},
+    "ledger": {
+        "type": "dict",
+        "options": {
+            "host": {"type": "str", "required": True},
+            "port": {"type": "int", "default": 5432},
+            "database": {"type": "str", "default": "transformation_service"},
+            "user": {"type": "str", "default": "platform_checks"},
+            "password": {"type": "str", "required": True, "no_log": True},
+            "sslmode": {"type": "str", "default": "require"},
+            "sslrootcert": {"type": "path"},
+            "entity": {"type": "str", "default": "User"},
+            "table": {"type": "str", "default": "user_record"},
+            "minimum": {"type": "int", "default": 1},
+        },
+    },
+    "settle_seconds": {"type": "int", "default": 60},
+    "run_seconds": {"type": "int", "default": 300},
+    "report_only": {"type": "bool", "default": False},
+}
+
+
+def main() -> None:
+    """Run as an Ansible module."""
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    if importlib.util.find_spec("airflow") is None:
+        message = "Airflow is not installed here yet; nothing was tested"
+        if module.check_mode or module.params["report_only"]:
+            module.exit_json(changed=False, skipped=True, msg=message, table=[message], checks=[])
+        module.fail_json(msg=f"{message}. Run site.yml first.")
+
+    smoke = Smoke(module.params, read_only=module.check_mode)
+    results = smoke.run()
+    table = format_table(results)
+    answer: dict[str, Any] = {
+        "changed": False,
+        "checks": [dataclasses.asdict(result) for result in results],
+        "table": table,
+        "run_id": smoke.run_id,
+    }
+    failures = [f"- {result.name}: {result.detail}" for result in results if result.ok is False]
+    if failures and not module.params["report_only"]:
+        message = "\n".join([f"{len(failures)} of {len(results)} smoke checks failed:", *failures])
+        if not module.check_mode:
+            module.fail_json(msg="\n".join([message, "", *table]), **answer)
+        module.warn(f"{message}\nCheck mode: this may be what the run would repair.")
+    module.exit_json(**answer)
+
+
+if __name__ == "__main__":
+    main()
