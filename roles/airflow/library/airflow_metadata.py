@@ -64,7 +64,7 @@ def user_action(row: tuple[str, str, bool] | None, wanted: dict[str, str], match
 
 
 def keep_user(wanted: dict[str, str]) -> None:
-    """Create the administrator, or set its password. Becomes the airflow user for the rest of this process."""
+    """Create the administrator, or set its password."""
     enter_airflow()
     with quiet_stdout():
         from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder

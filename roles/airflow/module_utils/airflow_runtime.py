@@ -1,9 +1,8 @@
-"""What a module needs to work inside Airflow's own venv: its configuration, its secrets and its user."""
+"""What a module needs to work inside Airflow's own venv: its configuration and its secrets."""
 
 from __future__ import annotations
 
 import os
-import pwd
 import sys
 from pathlib import Path
 
@@ -47,18 +46,14 @@ def environment(credentials: str = CREDENTIALS) -> dict[str, str]:
     }
 
 
-def enter_airflow(user: str = "airflow", credentials: str = CREDENTIALS) -> None:
-    """Become the control plane's user and import Airflow as the services see it.
+def enter_airflow(credentials: str = CREDENTIALS) -> None:
+    """Import Airflow in this process, as the services see it but as root.
 
-    Sets the configuration's and the secrets' environment variables, drops from root to ``user``, and imports Airflow with its
-    start-up messages sent to stderr: a module's stdout is its JSON answer. Raises FileNotFoundError before Airflow is installed.
+    Root, because a module's own code lies in an archive that no other user can read; so it must run no DAG author's code, and it
+    logs where the services do not. Start-up messages go to stderr: a module's stdout is its JSON answer. Raises
+    FileNotFoundError before Airflow is installed.
     """
-    os.environ |= environment(credentials)
-    if os.geteuid() == 0:
-        entry = pwd.getpwnam(user)
-        os.initgroups(user, entry.pw_gid)
-        os.setgid(entry.pw_gid)
-        os.setuid(entry.pw_uid)
+    os.environ |= environment(credentials) | {"AIRFLOW__LOGGING__BASE_LOG_FOLDER": "/run/airflow-ansible", "HOME": "/root"}
     os.chdir("/")
     with quiet_stdout():
         import airflow.settings  # noqa: F401
