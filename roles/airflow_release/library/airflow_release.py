@@ -223,7 +223,7 @@ def content_of(directory: Path) -> dict[str, dict[str, str]]:
 
 
 def environment(python: str) -> str:
-    """Where an interpreter's packages are: its folder, links resolved. The interpreter itself is a link to the system's."""
+    """Where an interpreter's packages are: its folder without links (the interpreter itself is one, to the system's)."""
     return os.path.realpath(os.path.dirname(python))
 
 
@@ -380,20 +380,22 @@ def build(directory: Path, params: Mapping[str, Any]) -> dict[str, str]:
     release, final = params["release"], Path(params["root"], "releases", params["release"])
     unpack(Path(params["archive"]), params["manifest"], release, directory)
     errors = compile_sources(directory, final)
+    result: dict[str, Any] = {"dags": {}, "errors": []}
+    if os.path.exists(params["python"]):  # missing in check mode only, see reach_staged
+        result = parse(
+            directory,
+            python=params["python"],
+            parser=params["parser"],
+            root=Path(params["root"]),
+            configuration=params["configuration"],
+            user=params["user"],
+        )
+    named = {(error["file"], error["line"]) for error in errors}
+    errors += [error for error in result["errors"] if (error["file"], error["line"]) not in named]
     if errors:
         raise ReleaseError(refusal(errors))
     if not os.path.exists(params["python"]):
-        return {}  # only check mode gets here: see main
-    result = parse(
-        directory,
-        python=params["python"],
-        parser=params["parser"],
-        root=Path(params["root"]),
-        configuration=params["configuration"],
-        user=params["user"],
-    )
-    if result["errors"]:
-        raise ReleaseError(refusal(result["errors"]))
+        return {}
     if not result["dags"]:
         raise ReleaseError("dags/ defines no DAG; a release without any would take every DAG away")
     write_json(

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import pytest
+from fake_service import Answer, FakeService, job_document
+
+from plugins.triggers import transformation_job as module
+from plugins.triggers.transformation_job import TransformationJobTrigger
+
+
+def trigger(**changes: Any) -> TransformationJobTrigger:
+    return TransformationJobTrigger(
+        **({"job_id": "j-1", "transformation_service_conn_id": "transformation_service"} | changes)
+    )
+
+
+async def events(instance: TransformationJobTrigger) -> list[dict[str, Any]]:
+    return [event.payload async for event in instance.run()]
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled"])
+async def test_one_event_when_the_job_is_final(service: FakeService, waits, state):
+    service.say(job_document("queued"), job_document("running"), job_document(state))
+    (event,) = await events(trigger())
+    assert event["status"] == "final"
+    assert event["job"]["state"] == state
+    assert "progress" not in event["job"]
+    assert json.loads(json.dumps(event)) == event
+    assert waits == [0.5, 0.5]
+    assert {call.path for call in service.calls} == {"/api/v1/transformations/j-1"}
+
+
+async def test_it_outlives_a_restart_of_the_service(service: FakeService, waits):
+    gone, starting = Answer(drop=True), Answer(503, {})
+    service.say(job_document("running"), gone, starting, gone, job_document("succeeded"))
+    (event,) = await events(trigger())
+    assert event["status"] == "final"
+
+
+async def test_it_gives_up_on_a_service_that_stays_away(service: FakeService, waits):
+    service.say(Answer(503, {"title": "Unavailable"}))
+    (event,) = await events(trigger(patience=0.2))
+    assert (event["status"], event["job_id"]) == ("unreachable", "j-1")
+    assert event["message"].startswith("no answer for 0 s; last: GET ")
+    assert len(service.calls) > 1
+
+
+@pytest.mark.parametrize(("status", "told"), [(404, "missing"), (401, "refused")])
+async def test_it_does_not_wait_for_what_cannot_come(service: FakeService, waits, status, told):
+    service.say(Answer(status, {"title": "No"}))
+    (event,) = await events(trigger())
+    assert (event["status"], waits) == (told, [])
+
+
+async def test_a_user_who_stops_the_task_cancels_the_job(service: FakeService, waits):
+    service.say(Answer(503, {}), job_document("cancelled"))
+    await trigger().on_kill()
+    assert [call.method for call in service.calls] == ["DELETE", "DELETE"]
+
+
+async def test_a_triggerer_that_stops_does_not(service: FakeService):
+    service.say(job_document("running"))
+    instance = trigger()
+    task = asyncio.create_task(events(instance))
+    while not service.calls:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await instance.cleanup()
+    assert {call.method for call in service.calls} == {"GET"}
+
+
+def test_what_is_stored_rebuilds_the_trigger_and_holds_no_secret():
+    path, arguments = trigger(base_url="http://service-1:5000", patience=10.0).serialize()
+    module_name, _, name = path.rpartition(".")
+    rebuilt = getattr(sys.modules[module_name], name)(**arguments)
+    assert rebuilt.serialize() == (path, arguments)
+    assert set(arguments) == {"job_id", "transformation_service_conn_id", "base_url", "patience"}
