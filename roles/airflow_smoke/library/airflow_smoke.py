@@ -133,12 +133,12 @@ RETURN = r"""
 checks:
   description: What was checked; C(ok) is null for a skipped check.
   type: list
-  returned: when Airflow is installed
+  returned: on success
   sample: [{name: health, ok: true, seconds: 0.02, detail: "metadatabase, scheduler, triggerer, dag_processor"}]
 table:
   description: The same as lines to print.
   type: list
-  returned: when Airflow is installed
+  returned: on success
 run_id:
   description: The DAG run that was triggered.
   type: str
@@ -729,7 +729,8 @@ def main() -> None:
     if failures and not module.params["report_only"]:
         message = "\n".join([f"{len(failures)} of {len(results)} smoke checks failed:", *failures])
         if not module.check_mode:
-            module.fail_json(msg="\n".join([message, "", *table]), **answer)
+            # The list and the table alone: whatever else comes along is printed with them.
+            module.fail_json(msg="\n".join([message, "", *table]), changed=False)
         module.warn(f"{message}\nCheck mode: this may be what the run would repair.")
     module.exit_json(**answer)
 
