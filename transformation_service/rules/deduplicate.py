@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rapidfuzz import fuzz
+from rapidfuzz.distance import OSA
 
 from transformation_service.entities import Entity, Record
 from transformation_service.rules.base import NeighbourRule, Unprocessable
 
-NAME_SCORE = 88  # similarity in percent: one slip in a usual name
+NAME_SIMILARITY = 0.85  # one slip, be it two letters swapped, in seven letters
 PHONE_DIGITS = 9  # what national and international spelling of one number share
 MIN_PHONE_DIGITS = 7
 
@@ -55,8 +55,8 @@ class Deduplicate(NeighbourRule):
     """Points a near duplicate's ``duplicate_of`` at the earliest record that it repeats.
 
     Users are the same when two of name, mailbox and phone number agree: families share a phone, namesakes a name.
-    Applications are the same when their names agree, numbers exactly, and their owners don't differ. Names agree from a
-    similarity of 88 of 100 on.
+    Applications are the same when their names agree, numbers exactly, and their owners don't differ. Names agree when
+    at most one letter in seven slipped.
     Only records that share a blocking key are compared: the mailbox, the phone number, or a name's initials with the
     beginning of its longest word.
     """
@@ -114,7 +114,9 @@ def _keys(its: Traits) -> tuple[str, ...]:
 
 
 def _same(entity_name: str, one: Traits, other: Traits) -> bool:
-    names = bool(one.name and other.name) and (fuzz.ratio(one.name, other.name, score_cutoff=NAME_SCORE) >= NAME_SCORE)
+    names = bool(one.name and other.name) and (
+        OSA.normalized_similarity(one.name, other.name, score_cutoff=NAME_SIMILARITY) > 0
+    )
     if entity_name == "User":
         mailboxes = bool(one.email) and one.email == other.email
         phones = bool(one.phone) and one.phone == other.phone

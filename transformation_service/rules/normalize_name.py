@@ -14,7 +14,6 @@ from transformation_service.rules.base import Rule, Unprocessable
 
 INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060\ufeff\u00ad]")
 TRADEMARK = re.compile(r"\s*(?:[®™©]|\((?:r|tm|c)\))", re.IGNORECASE)
-SHOUTED = re.compile(r"\b[^\W\d_a-zß-öø-ÿ]{4,}\b")  # SMITH, but not III or a degree such as MBA
 MAX_LENGTH = 200
 
 
@@ -31,7 +30,11 @@ def _person(text: str) -> str:
     # Mixed case is someone's own spelling: McDonald, van der Berg, LeRoy.
     if text.isupper() or text.islower():
         name.capitalize(force=True)
-    return tidy(SHOUTED.sub(lambda word: word[0].title(), str(name)))
+    for part in ("first", "middle", "last"):  # DOE, Jane
+        word = getattr(name, part)
+        if word.isupper() and len(word) > 2:
+            setattr(name, part, word.title())
+    return tidy(str(name))
 
 
 def _application(text: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rapidfuzz import fuzz, process, utils
+from rapidfuzz import process, utils
+from rapidfuzz.distance import OSA
 
 from transformation_service.entities import Entity, Record
 from transformation_service.rules.base import Rule, Unprocessable
@@ -28,7 +29,7 @@ SPELLINGS = {
     for spelling in (utils.default_process(category), *others)
 }
 LONG_SPELLINGS = [spelling for spelling in SPELLINGS if len(spelling) > 4]
-MIN_SCORE = 86  # one wrong letter in seven
+MIN_SIMILARITY = 0.85  # one slip, be it two letters swapped, in seven letters
 
 
 class ValidateCategory(Rule):
@@ -48,7 +49,7 @@ class ValidateCategory(Rule):
             raise Unprocessable("no category")
         if text in SPELLINGS:
             return {"category": SPELLINGS[text]}
-        found = process.extractOne(text, LONG_SPELLINGS, scorer=fuzz.ratio, score_cutoff=MIN_SCORE)
+        found = process.extractOne(text, LONG_SPELLINGS, scorer=OSA.normalized_similarity, score_cutoff=MIN_SIMILARITY)
         if found is None:
             raise Unprocessable(f"unknown category; known are {', '.join(CATEGORIES)}")
         return {"category": SPELLINGS[found[0]]}

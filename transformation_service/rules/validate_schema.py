@@ -80,10 +80,16 @@ class ValidateSchema(Rule):
         """Return nothing to change."""
         instance = {column: record[column] for column in self.fields[entity.name]}
         faults = sorted(
-            # Place and violated keyword, not the message: that one quotes the value.
-            f"{'.'.join(map(str, error.absolute_path)) or 'record'}: {error.validator}"
-            + (f" ({', '.join(sorted(set(error.validator_value) - set(error.instance)))})" if _missing(error) else "")
-            for error in self._validators[entity.name].iter_errors(instance)
+            {
+                # Place and violated keyword, not the message: that one quotes the value.
+                f"{'.'.join(map(str, error.absolute_path)) or 'record'}: {error.validator}"
+                + (
+                    f" ({', '.join(sorted(set(error.validator_value) - set(error.instance)))})"
+                    if _missing(error)
+                    else ""
+                )
+                for error in self._validators[entity.name].iter_errors(instance)
+            }
         )
         if faults:
             more = f" and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
