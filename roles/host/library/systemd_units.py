@@ -47,7 +47,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", "InactiveExitTimestampMonotonic")
+# The main process, not the unit: a unit between two automatic restarts counts as leaving 'inactive' already.
+STARTED = "ExecMainStartTimestampMonotonic"
+PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", STARTED)
 
 
 def parse_show(text: str) -> list[dict[str, str]]:
@@ -86,8 +88,7 @@ def plan(unit: dict[str, Any], shown: dict[str, str], boot: float, changed: set[
     elif not running:
         verbs.append("start")
     else:
-        # The start begins when the unit leaves 'inactive'; what changed while it started counts as newer.
-        start = boot + int(shown.get("InactiveExitTimestampMonotonic") or 0) / 1e6
+        start = boot + int(shown.get(STARTED) or 0) / 1e6
         reasons = newer_files(unit["restart_after"], start, changed)
         if reasons:
             verbs.append("restart")
