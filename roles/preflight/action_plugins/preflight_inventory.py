@@ -45,7 +45,7 @@ def known_names(roles: Path, common: Path) -> set[str]:
 
 
 def inventory_files(sources: list[str]) -> Iterator[Path]:
-    """Yield the files of the inventories in the order in which they override each other, then extra variables' files."""
+    """Yield the inventories' files in the order in which they override each other, then those of extra variables."""
     for source in map(Path, sources):
         base = source if source.is_dir() else source.parent
         tops = sorted(path for path in base.iterdir() if path.is_file()) if source.is_dir() else [source]
@@ -73,7 +73,7 @@ def locations(sources: list[str]) -> dict[str, str]:
     return found
 
 
-class ActionModule(ActionBase):
+class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
     """The action ``preflight_inventory``."""
 
     _requires_connection = False
@@ -95,7 +95,7 @@ class ActionModule(ActionBase):
                 return plain(hostvars[host][name])
             except AnsibleError as error:
                 said = str(error).splitlines()[0]
-                locked = "vault" in said.lower()
+                locked = "vault secret" in said.lower() or "decryption failed" in said.lower()
                 raise checks.Unavailable("a vault without its password" if locked else f"fails: {said}") from error
 
         def read_or_default(host: str, name: str) -> Any:  # noqa: ANN401

@@ -17,12 +17,12 @@ from ansible.plugins.action import ActionBase
 
 sys.path.append(str(Path(__file__).parents[3]))  # see preflight_inventory.py
 
-from roles.preflight.checks import host as host_checks  # noqa: E402
-from roles.preflight.checks import network  # noqa: E402
-from roles.preflight.checks.problem import Problem, problem  # noqa: E402
+from roles.preflight.checks import host as host_checks
+from roles.preflight.checks import network
+from roles.preflight.checks.problem import Problem, problem
 
 
-class ActionModule(ActionBase):
+class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
     """The action ``preflight_probe``."""
 
     _requires_connection = False  # the module call connects, and its failure is caught here
@@ -45,7 +45,7 @@ class ActionModule(ActionBase):
         """Run the module; return its result with ``offset`` of the clock, or ``problems``."""
         before = time.time()
         try:
-            said = self._execute_module("preflight_probe", module_args=arguments, task_vars=variables)
+            said: dict[str, Any] = self._execute_module("preflight_probe", module_args=arguments, task_vars=variables)
         except AnsibleConnectionFailure as error:
             return {"problems": [_unreachable(host, str(error))]}
         except AnsibleError as error:
@@ -127,7 +127,8 @@ def _unreachable(host: str, words: str) -> Problem:
         "E-HOST-UNREACHABLE",
         "SSH",
         host=host,
-        found=lines[-1] if lines else "no connection",
+        # The part behind the last "ssh: " is what ssh itself said.
+        found=lines[-1].rpartition("ssh: ")[2] if lines else "no connection",
         wanted="a login",
         fix="check ansible_host, ansible_user, the key, and the known_hosts file",
     )

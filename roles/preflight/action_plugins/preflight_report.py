@@ -11,12 +11,12 @@ from ansible.plugins.action import ActionBase
 
 sys.path.append(str(Path(__file__).parents[3]))  # see preflight_inventory.py
 
-from roles.preflight.action_plugins.preflight_probe import probes_of_play  # noqa: E402
-from roles.preflight.checks.host import check_clocks  # noqa: E402
-from roles.preflight.checks.problem import Problem, join_hosts, render_problems, render_success  # noqa: E402
+from roles.preflight.action_plugins.preflight_probe import probes_of_play
+from roles.preflight.checks.host import check_clocks
+from roles.preflight.checks.problem import Problem, join_hosts, render_problems, render_success
 
 
-class ActionModule(ActionBase):
+class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
     """The action ``preflight_report``."""
 
     _requires_connection = False
@@ -35,7 +35,9 @@ class ActionModule(ActionBase):
         if problems:
             self._display.display(render_problems(problems, hosts), color=constants.COLOR_ERROR)
             count = len(join_hosts(problems, hosts))
-            result.update(failed=True, msg=f"Preflight refuses, see the list above ({count} in all). No host was changed.")
+            result.update(
+                failed=True, msg=f"Preflight refuses, see the list above ({count} in all). No host was changed."
+            )
             # The list was shown; the result keeps the codes for programs.
             result["problems"] = sorted({row["code"] for row in problems})
             return result

@@ -218,7 +218,7 @@ def clock_offset(before: float, begun: float, ended: float, after: float) -> tup
 
 
 def check_clocks(offsets: Mapping[str, tuple[float, float]], limit: float) -> list[Problem]:
-    """Report hosts whose clock certainly differs from the controller's, and the worst pair of hosts, by over ``limit``."""
+    """Report hosts whose clock certainly differs from the controller's by over ``limit``, and the worst pair."""
     problems = []
 
     def report(host: str, subject: str, seconds: float) -> None:
@@ -257,6 +257,6 @@ def check_synchroniser(host: str, facts: Mapping[str, Any], required: bool) -> l
             host=host,
             found="no time synchroniser runs",
             wanted="systemd-timesyncd, chrony or another one (host_time_sync_required)",
-            fix="apt-get install systemd-timesyncd; containers share their host's clock: host_time_sync_required: false",
+            fix="install systemd-timesyncd; where the machine below keeps the clock: host_time_sync_required: false",
         )
     ]

@@ -8,13 +8,14 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
 from roles.preflight.checks.problem import Problem, problem
 
 Locate = Callable[[str], str]
-"""Gives ``file:line`` where the inventory sets a variable."""
+"""Gives ``file:line`` where the inventory sets a variable, or says where else it may come from."""
 
 
 class Unavailable(Exception):
@@ -26,8 +27,10 @@ Read = Callable[[str, str], Any]
 
 # Whole words that stand where a secret should: what examples, templates and tutorials use. Compared after case,
 # punctuation and spaces are gone. The long ones count anywhere, because chance does not make them.
-PLACEHOLDER_PARTS = ("changeme", "changethis", "replaceme", "replacethis", "placeholder", "example", "yourpassword")
-PLACEHOLDER_PARTS += ("yoursecret", "insertyour", "tobedefined", "fillmein", "notasecret")
+PLACEHOLDER_PARTS = (
+    *("changeme", "changethis", "replaceme", "replacethis", "placeholder", "example", "fillmein", "notasecret"),
+    *("yourpassword", "yoursecret", "insertyour", "tobedefined"),
+)
 PLACEHOLDER_WORDS = ("todo", "tbd", "fixme", "dummy", "none", "null", "test", "secret", "password", "default", "foo")
 GUESSABLE_PARTS = ("password", "passwort", "letmein", "welcome", "qwerty", "123456", "airflow", "postgres", "iloveyou")
 DIFFERENT_CHARACTERS = 7
@@ -155,7 +158,9 @@ def is_placeholder(value: str) -> bool:
     plain = re.sub(r"[^a-z0-9]", "", value.lower())
     if any(part in plain for part in PLACEHOLDER_PARTS):
         return True
-    return not plain or plain in PLACEHOLDER_WORDS or set(plain) == {"x"} or bool(re.fullmatch(r"<.*>|\$?\{.*\}", value))
+    return (
+        not plain or plain in PLACEHOLDER_WORDS or set(plain) == {"x"} or bool(re.fullmatch(r"<.*>|\$?\{.*\}", value))
+    )
 
 
 def weakness(value: str, minimum_bytes: int) -> str:
@@ -171,7 +176,7 @@ def weakness(value: str, minimum_bytes: int) -> str:
     plain = value.lower()
     if any(part in plain for part in GUESSABLE_PARTS):
         return f"{length} bytes with a guessable word in them"
-    steps = {ord(after) - ord(before) for before, after in zip(value, value[1:], strict=False)}
+    steps = {ord(after) - ord(before) for before, after in pairwise(value)}
     if len(steps) == 1:
         return f"{length} bytes, but a sequence"
     return ""
@@ -208,7 +213,7 @@ def check_secrets(
         hosts = list(dict.fromkeys(host for group in row["groups"] for host in groups.get(group, [])))
         values: dict[str, list[str]] = {}
         for host in hosts:
-            subject = name
+            place = ""
             try:
                 value = read(host, name)
                 text = value if isinstance(value, str) else str(value if value is not None else "")
@@ -216,7 +221,7 @@ def check_secrets(
                 code, found, wanted = "E-SECRET-MISSING", str(error), "a value"
             else:
                 values.setdefault(text, []).append(host)
-                subject = f"{name} ({locate(name)})"
+                place = locate(name)
                 wanted = "32 bytes in URL-safe base64" if is_key else f"{minimum} random bytes or more"
                 weak = weakness(text, 44 if is_key else minimum)
                 if not text:
@@ -229,7 +234,7 @@ def check_secrets(
                     code, found = "E-SECRET-WEAK", weak
                 else:
                     continue
-            problems.append(problem(code, subject, host=host, found=found, wanted=wanted, fix=fix))
+            problems.append(problem(code, name, place=place, host=host, found=found, wanted=wanted, fix=fix))
         if len(values) > 1:
             problems.append(
                 problem(
@@ -276,7 +281,8 @@ def check_names(names: Iterable[str], known: set[str], prefixes: Iterable[str], 
             problems.append(
                 problem(
                     "E-VARIABLE-UNKNOWN",
-                    f"{name} ({locate(name)})",
+                    name,
+                    place=locate(name),
                     found="a name that no role reads",
                     wanted="a name of the roles' argument_specs.yml",
                     fix=f"did you mean {near[0]}?" if near else "remove it, or give it a prefix of your own",
@@ -321,7 +327,8 @@ def check_urls(
                 problems.append(
                     problem(
                         "E-URL-INVALID",
-                        f"{row['name']} ({locate(row['name'])})",
+                        row["name"],
+                        place=locate(row["name"]),
                         host=host,
                         found=f"{wrong} in '{re.sub(r'//[^/@]*@', '//***@', text)}'",
                         wanted=f"{' or '.join(row['schemes'])}://host[:port][/path]",
@@ -348,7 +355,8 @@ def check_ranges(table: Sequence[Mapping[str, Any]], hosts: Sequence[str], read:
             problems.append(
                 problem(
                     "E-VALUE-RANGE",
-                    f"{row['name']} ({locate(row['name'])})",
+                    row["name"],
+                    place=locate(row["name"]),
                     host=host,
                     found=str(value),
                     wanted=f"a whole number from {row['minimum']} to {row['maximum']}",
@@ -377,10 +385,11 @@ def check_networks(table: Sequence[str], hosts: Sequence[str], read: Read, locat
                 problems.append(
                     problem(
                         "E-NETWORK-INVALID",
-                        f"{name} ({locate(name)})",
+                        name,
+                        place=locate(name),
                         host=host,
                         found=", ".join(wrong),
-                        wanted="addresses or networks, IPv4 or IPv6, for example 10.1.0.0/24 (no bits behind the length)",
+                        wanted="networks as 10.1.0.0/24 or fd00::/8 (no bits set behind the length), or addresses",
                         fix="correct the list",
                     )
                 )

@@ -72,12 +72,15 @@ def check_connections(
         other = facts.get(destination)
         if result["result"] == "ok":
             continue
-        if result["result"] == "refused" and not target["greet"]:
-            # The host itself answered: the way is open, and its service starts later.
-            if other is None or port not in other["listener"]["busy"]:
-                continue
+        starts_later = not target["greet"] and (other is None or port not in other["listener"]["busy"])
+        if result["result"] == "refused" and starts_later:
+            continue  # the host itself answered, so the way is open
         firewalls = other["firewalls"] if other else {"foreign": [], "own": None}
-        if result["result"] == "timeout" and firewalls["own"] is not None and not lets_in(firewalls["own"], port, address):
+        if (
+            result["result"] == "timeout"
+            and firewalls["own"] is not None
+            and not lets_in(firewalls["own"], port, address)
+        ):
             continue  # only our own firewall of an earlier run closes it, and this run opens it
         found, fix = {
             "timeout": ("no answer", "open the port in the firewall or security group between the two hosts"),
@@ -85,14 +88,14 @@ def check_connections(
         }.get(result["result"], (result["result"], "repair the route between the two hosts"))
         if result["result"] != "refused" and firewalls["foreign"]:
             found += f"; {destination} has a firewall of its own: {', '.join(firewalls['foreign'])}"
-            fix = f"let {address} reach port {port} in that firewall; nothing of it is changed by us"
+            fix = f"let these hosts reach port {port} in that firewall; the platform leaves it as it is"
         problems.append(
             problem(
                 "E-CONNECTION-BLOCKED",
                 f"{destination} port {port} ({', '.join(target['names'])})",
                 host=host,
                 found=found,
-                wanted=f"a connection from {address} to {target['address']}:{port}",
+                wanted=f"a connection to {target['address']}:{port}",
                 fix=fix,
             )
         )

@@ -14,7 +14,9 @@ class Problem(TypedDict):
     host: str
     """Inventory name, empty when the problem belongs to the inventory as a whole."""
     subject: str
-    """Variable, group, port or flow, with file and line where known."""
+    """Variable, group, port or flow."""
+    place: str
+    """``file:line`` that sets the variable, empty when no file does."""
     found: str
     wanted: str
     fix: str
@@ -38,10 +40,18 @@ TITLES = {
 }
 
 
-def problem(code: str, subject: str, *, found: str, wanted: str, fix: str, host: str = "") -> Problem:
+def problem(code: str, subject: str, *, found: str, wanted: str, fix: str, host: str = "", place: str = "") -> Problem:
     """Return a problem; the code must begin with ``E-`` and a class of ``TITLES``."""
     title_of(code)
-    return {"code": code, "host": host, "subject": subject, "found": found, "wanted": wanted, "fix": fix}
+    return {
+        "code": code,
+        "host": host,
+        "subject": subject,
+        "place": place,
+        "found": found,
+        "wanted": wanted,
+        "fix": fix,
+    }
 
 
 def title_of(code: str) -> str:
@@ -54,13 +64,13 @@ def join_hosts(problems: Iterable[Problem], all_hosts: Sequence[str]) -> list[tu
     hosts: dict[tuple[str, ...], list[str]] = {}
     first: dict[tuple[str, ...], Problem] = {}
     for entry in problems:
-        key = (entry["code"], entry["subject"], entry["found"], entry["wanted"], entry["fix"])
+        key: tuple[str, ...] = (entry["code"], entry["subject"], entry["found"], entry["wanted"], entry["fix"])
         first.setdefault(key, entry)
         if entry["host"] and entry["host"] not in hosts.setdefault(key, []):
             hosts[key].append(entry["host"])
     joined = []
-    for key, entry in first.items():
-        names = hosts.get(key, [])
+    for same, entry in first.items():
+        names = hosts.get(same, [])
         everywhere = len(names) > 1 and set(names) >= set(all_hosts)
         joined.append(("all" if everywhere else ", ".join(names), entry))
     return joined
@@ -84,9 +94,9 @@ def render_problems(problems: Sequence[Problem], all_hosts: Sequence[str]) -> st
             where = f"{hosts}: {entry['subject']}" if hosts else entry["subject"]
             indent = " " * (6 + width)
             lines.append(f"{number:3} {entry['code']:<{width}}  {where}")
-            lines.append(f"{indent}found   {entry['found']}")
-            lines.append(f"{indent}wanted  {entry['wanted']}")
-            lines.append(f"{indent}fix     {entry['fix']}")
+            rows_of_entry = [("set in", entry["place"]), ("found", entry["found"])]
+            rows_of_entry += [("wanted", entry["wanted"]), ("fix", entry["fix"])]
+            lines += [f"{indent}{name:<8}{text}" for name, text in rows_of_entry if text]
     return "\n".join(lines)
 
 

@@ -213,7 +213,8 @@ def parse_ruleset(listing: str) -> dict[str, Any]:
         objects = json.loads(listing)["nftables"]
     except (ValueError, KeyError):
         return {"foreign": [], "own": None}
-    foreign, own = [], None
+    foreign: list[str] = []
+    own: dict[str, list[str]] | None = None
     closing = {
         (rule["family"], rule["table"], rule["chain"])
         for rule in (entry["rule"] for entry in objects if "rule" in entry)
@@ -277,7 +278,7 @@ def decode_address(text: str) -> str:
 
 def socket_owners(inodes: set[str]) -> dict[str, int]:
     """Return the process that holds each socket; needs root for processes of others."""
-    owners = {}
+    owners: dict[str, int] = {}
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     for link in glob.iglob("/proc/[0-9]*/fd/*") if wanted else ():
         try:
@@ -310,9 +311,7 @@ def port_holders(ports: list[int]) -> dict[str, list[dict[str, Any]]]:
                 left_over.add(pid)
                 continue
             unit = unit_of(read(f"/proc/{pid}/cgroup")) if pid else ""
-            holders.setdefault(str(port), []).append(
-                {"address": address, "pid": pid, "command": command, "unit": unit}
-            )
+            holders.setdefault(str(port), []).append({"address": address, "pid": pid, "command": command, "unit": unit})
         if not left_over or attempt:
             break
         for pid in left_over:
@@ -380,27 +379,30 @@ def detach(keep: set[int]) -> None:
 
 
 def serve(sockets: dict[int, tuple[socket.socket, set[str]]], deadline: float) -> None:
-    """Answer greetings until every expected host has greeted every port, or until the deadline."""
+    """Answer greetings until every expected host has greeted every port and hung up, or until the deadline."""
     peers: dict[int, tuple[socket.socket, int]] = {}
     waiting = {number: set(sources) for number, (_, sources) in sockets.items()}
-    while any(waiting.values()) and time.monotonic() < deadline:
-        ready, _, _ = select.select([*sockets, *peers], [], [], max(0.0, deadline - time.monotonic()))
+    while (waiting or peers) and time.monotonic() < deadline:
+        ready, _, _ = select.select([*waiting, *peers], [], [], max(0.0, deadline - time.monotonic()))
         for number in ready:
-            if number in sockets:
+            if number in waiting:
                 peer, _ = sockets[number][0].accept()
                 peers[peer.fileno()] = (peer, number)
                 continue
-            peer, port = peers[number]
+            peer, listener = peers[number]
             try:
                 greeting = peer.recv(300)
                 if greeting:
                     peer.sendall(b"ok")
-                    waiting[port].discard(greeting.decode(errors="replace"))
-                    continue  # the other end closes first, so that this port keeps no TIME_WAIT
+                    waiting.get(listener, set()).discard(greeting.decode(errors="replace"))
+                    continue  # the other end hangs up first, so that the port keeps no connection in TIME_WAIT
             except OSError:
                 pass
             del peers[number]
             peer.close()
+        for listener in [number for number, sources in waiting.items() if not sources]:
+            del waiting[listener]
+            sockets[listener][0].close()
 
 
 def try_connection(target: dict[str, Any], source: str, seconds: float) -> dict[str, Any]:
@@ -463,7 +465,9 @@ def main() -> None:
     if given["connect"] is not None:
         with ThreadPoolExecutor(max_workers=32) as pool:
             results = list(
-                pool.map(lambda target: try_connection(target, given["source"], given["connect_seconds"]), given["connect"])
+                pool.map(
+                    lambda target: try_connection(target, given["source"], given["connect_seconds"]), given["connect"]
+                )
             )
         module.exit_json(changed=False, connections=results, begun=begun, ended=time.time())
 

@@ -13,6 +13,9 @@ def run_module(module: str, parameters: dict[str, Any], *, check: bool = False) 
     """Return the result of ``roles/<module>`` run with ``parameters`` by the interpreter that runs the tests."""
     code = (
         "import json, runpy, sys\n"
+        "import ansible.module_utils\n"
+        # A role's own module_utils: on a real run Ansible ships them with the module.
+        f"ansible.module_utils.__path__.append({str(ROLES / Path(module).parts[0] / 'module_utils')!r})\n"
         "from ansible.module_utils.testing import patch_module_args\n"
         "with patch_module_args(json.loads(sys.stdin.read())):\n"
         f"    runpy.run_path({str(ROLES / module)!r}, run_name='__main__')\n"

@@ -1,0 +1,67 @@
+"""What the module plans for a unit, from what systemd says about it and from the times of its files."""
+
+import importlib.util
+import os
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+PATH = Path(__file__).parents[3] / "roles" / "host" / "library" / "systemd_units.py"
+BOOT = 1_000_000.0
+STARTED = 50.0  # seconds after boot
+
+
+@pytest.fixture(scope="module")
+def module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("systemd_units", PATH)
+    assert spec
+    assert spec.loader
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def unit(**given: Any) -> dict[str, Any]:
+    return {"name": "a.service", "enabled": None, "state": "started", "restart_after": [], **given}
+
+
+def shown(**given: str) -> dict[str, str]:
+    running = {"ActiveState": "active", "UnitFileState": "enabled"}
+    return {**running, "ExecMainStartTimestampMonotonic": str(int(STARTED * 1e6)), **given}
+
+
+def test_a_running_enabled_unit_stays(module: ModuleType) -> None:
+    assert module.plan(unit(enabled=True), shown(), BOOT, set()) == ([], [])
+
+
+def test_a_unit_of_a_package_that_is_not_there_yet_is_enabled_and_started(module: ModuleType) -> None:
+    found = {"ActiveState": "inactive", "UnitFileState": "", "LoadState": "not-found"}
+    assert module.plan(unit(enabled=True), found, BOOT, set()) == (["enable", "start"], [])
+
+
+def test_a_unit_between_two_automatic_restarts_is_started_or_stopped(module: ModuleType) -> None:
+    waiting = shown(ActiveState="activating")
+    assert module.plan(unit(), waiting, BOOT, set())[0] == ["start"]
+    assert module.plan(unit(state="stopped"), waiting, BOOT, set())[0] == ["stop"]
+
+
+@pytest.mark.parametrize(("age", "verbs"), [(STARTED - 1, []), (STARTED + 1, ["restart"])])
+def test_a_file_newer_than_the_start_restarts(module: ModuleType, tmp_path: Path, age: float, verbs: list[str]) -> None:
+    path = tmp_path / "a.conf"
+    path.touch()
+    os.utime(path, (time.time(), BOOT + age))
+
+    assert module.plan(unit(restart_after=[str(path)]), shown(), BOOT, set())[0] == verbs
+
+
+def test_check_mode_foresees_the_restart_for_a_file_that_would_change(module: ModuleType) -> None:
+    path = "/etc/not-written-yet.conf"
+    assert module.plan(unit(restart_after=[path]), shown(), BOOT, {path}) == (["restart"], [path])
+
+
+def test_show_is_split_into_units(module: ModuleType) -> None:
+    text = "Id=a.service\nActiveState=active\n\nId=b.service\nActiveState=inactive\n"
+    assert [entry["Id"] for entry in module.parse_show(text)] == ["a.service", "b.service"]
