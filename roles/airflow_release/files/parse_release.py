@@ -26,7 +26,7 @@ def locate(stacktrace: str, root: Path) -> tuple[str | None, int | None]:
 
 def mention(file: Path, message: str) -> int | None:
     """Find the first line of ``file`` with a quoted word that ``message`` names too: for errors that carry no line."""
-    named = set(re.findall(r"[\w.-]+", message))
+    named = set(re.findall(r"[\w-]+(?:\.[\w-]+)*", message))
     for number, text in enumerate(file.read_text(errors="replace").splitlines(), start=1):
         if named.intersection(re.findall(r"""["']([\w.-]+)["']""", text)):
             return number

@@ -223,7 +223,7 @@ def content_of(directory: Path) -> dict[str, dict[str, str]]:
 
 
 def environment(python: str) -> str:
-    """Where an interpreter's packages are: its folder without links (the interpreter itself is one, to the system's)."""
+    """Where an interpreter's packages are: its folder without links; the interpreter is itself one, to the system's."""
     return os.path.realpath(os.path.dirname(python))
 
 

@@ -144,7 +144,8 @@ class Database:
         """Read what :class:`View` holds."""
         dags = self._rows(
             "SELECT d.dag_id, d.bundle_version, d.fileloc, d.relative_fileloc,"
-            " (SELECT v.bundle_version FROM dag_version v WHERE v.dag_id = d.dag_id ORDER BY v.version_number DESC LIMIT 1)"
+            " (SELECT v.bundle_version FROM dag_version v WHERE v.dag_id = d.dag_id"
+            " ORDER BY v.version_number DESC LIMIT 1)"
             " FROM dag d WHERE d.bundle_name = :bundle AND NOT d.is_stale"
         )
         errors = self._rows("SELECT filename, stacktrace FROM import_error WHERE bundle_name = :bundle")

@@ -1,0 +1,1 @@
+from release_host import host, module  # noqa: F401

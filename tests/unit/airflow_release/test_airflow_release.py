@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from release_host import GOOD, ROLE, SOURCE, write  # noqa: F401
+
+CHANGED = SOURCE | {"dags/one.py": "ONE = 2\n"}
+
+
+def tree(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() or path.is_symlink()}
+
+
+# --- what a release is ------------------------------------------------------------------------------------------------
+
+
+def test_the_id_is_the_content(module, tmp_path):
+    first = module.read_tree(write(tmp_path / "a", SOURCE))
+    os.utime(write(tmp_path / "b", dict(reversed(SOURCE.items()))) / "dags/one.py", (1, 1))
+    (tmp_path / "b/dags/one.py").chmod(0o600)
+    assert module.release_id(module.read_tree(tmp_path / "b")) == module.release_id(first)
+    ids = {module.release_id(first)}
+    for name, text in (
+        ("dags/one.py", "ONE = 2\n"),
+        ("dags/two.py", "ONE = 1\n"),
+        ("scripts/pause.sh", "#!/bin/sh\nx\n"),
+    ):
+        ids.add(module.release_id(module.read_tree(write(tmp_path / f"c{len(ids)}", SOURCE | {name: text}))))
+    (tmp_path / "a/dags/one.py").chmod(0o755)
+    ids.add(module.release_id(module.read_tree(tmp_path / "a")))
+    assert len(ids) == 5
+
+
+def test_a_moved_file_is_another_release(module):
+    entry = {"mode": "0644", "sha256": "0" * 64}
+    assert module.release_id({"a": entry, "b/c": entry}) != module.release_id({"a/b": entry, "c": entry})
+
+
+def test_caches_backups_and_hidden_files_stay_behind(module, tmp_path):
+    extra = {"dags/__pycache__/one.cpython-313.pyc": "", "dags/one.py~": "", "dags/.one.py.swp": "", ".git/HEAD": ""}
+    assert set(module.read_tree(write(tmp_path, SOURCE | extra))) == set(SOURCE)
+
+
+def test_only_the_named_parts_are_read(module, tmp_path):
+    write(tmp_path, SOURCE | {"README.md": "x", "roles/x/tasks/main.yml": "x"})
+    assert set(module.read_tree(tmp_path, ("dags", "scripts", "missing"))) == {"dags/one.py", "scripts/pause.sh"}
+
+
+def test_a_link_is_refused_by_name(module, tmp_path):
+    write(tmp_path, SOURCE)
+    (tmp_path / "dags/two.py").symlink_to("/etc/passwd")
+    with pytest.raises(module.ReleaseError, match=r"dags/two\.py: a release holds plain files"):
+        module.read_tree(tmp_path)
+
+
+# --- staged -----------------------------------------------------------------------------------------------------------
+
+
+def test_staging_puts_exactly_the_release_there(host, module):
+    result = host("staged", SOURCE)
+    assert (result["changed"], result["dags"], result["live"]) == (True, {"one": "dags/one.py"}, "")
+    directory = host.root / "releases" / result["release"]
+    sources = {name for name in tree(directory) if "__pycache__" not in name}
+    assert sources == set(SOURCE) | {"manifest.json", "verified.json"}
+    assert module.release_id(module.content_of(directory)) == result["release"]
+    assert json.loads((directory / "manifest.json").read_text())["id"] == result["release"]
+    assert (directory / "scripts/pause.sh").stat().st_mode & 0o777 == 0o755
+    assert (directory / "dags").stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in (host.root / "releases").iterdir()] == [result["release"]]
+    assert not (host.root / "current").is_symlink()
+
+
+def test_modules_are_compiled_for_their_final_place(host):
+    directory = host.root / "releases" / host("staged", SOURCE)["release"]
+    (cache,) = (directory / "dags/__pycache__").iterdir()
+    assert str(directory / "dags/one.py").encode() in cache.read_bytes()
+
+
+def test_again_changes_nothing_and_needs_no_archive(host):
+    host("staged", SOURCE)
+    before = {path: path.stat().st_mtime_ns for path in host.root.rglob("*")}
+    result = host("staged", SOURCE, send=False)
+    assert (result["changed"], result["dags"]) == (False, {"one": "dags/one.py"})
+    assert {path: path.stat().st_mtime_ns for path in host.root.rglob("*")} == before
+
+
+def test_a_missing_release_asks_for_its_archive(host):
+    result = host("staged", SOURCE, send=False)
+    assert (result["changed"], result["needs_archive"]) == (True, True)
+    assert list(host.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["edited", "added", "removed", "mode", "half"])
+def test_a_directory_that_is_not_the_release_is_replaced(host, module, damage):
+    directory = host.root / "releases" / host("staged", SOURCE)["release"]
+    match damage:
+        case "edited":
+            (directory / "dags/one.py").write_text("ONE = 3\n")
+        case "added":
+            (directory / "dags/two.py").write_text("")
+        case "removed":
+            (directory / "plugins/__init__.py").unlink()
+        case "mode":
+            (directory / "scripts/pause.sh").chmod(0o644)
+        case "half":
+            (directory / "verified.json").unlink()
+    assert host("staged", SOURCE)["changed"] is True
+    assert module.release_id(module.content_of(directory)) == directory.name
+    assert host("staged", SOURCE, send=False)["changed"] is False
+
+
+def test_another_airflow_parses_again(host, tmp_path):
+    host("staged", SOURCE)
+    venv = tmp_path / "venv/bin"
+    venv.mkdir(parents=True)
+    (venv / "python").symlink_to(sys.executable)
+    assert host("staged", SOURCE, python=str(venv / "python"))["changed"] is True
+    assert host("staged", SOURCE, python=str(venv / "python"))["changed"] is False
+
+
+def test_check_mode_parses_and_leaves_no_trace(host, tmp_path):
+    mark = tmp_path / "parsed"
+    result = host("staged", SOURCE, check=True, parser=f"open({str(mark)!r}, 'w')\n{GOOD}")
+    assert result["changed"] is True
+    assert "+dags" not in result["diff"]["before"]
+    assert "dags/one.py 0644" in result["diff"]["after"]
+    assert mark.exists()
+    assert list(host.root.iterdir()) == []
+
+
+def test_check_mode_on_a_blank_host_does_without_airflow(host):
+    assert host("staged", SOURCE, check=True, python="/nowhere/bin/python")["changed"] is True
+    result = host("staged", SOURCE, python="/nowhere/bin/python")
+    assert "/nowhere/bin/python does not exist; install Airflow first" in result["msg"]
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_every_error_of_every_file_is_named_and_nothing_changes(host, check):
+    live = host("staged", SOURCE)["release"]
+    host("live", live)
+    before = tree(host.root)
+    found = {"dags": {}, "errors": [{"file": "dags/one.py", "line": 7, "message": "KeyError: 'x'"}]}
+    broken = CHANGED | {"plugins/x.py": "def f(:\n", "scripts/y.py": "\n\nreturn(\n"}
+    result = host("staged", broken, check=check, parser=f"print({json.dumps(json.dumps(found))})")
+    assert result["failed"] is True
+    lines = result["msg"].splitlines()
+    assert lines[0].endswith("is refused, nothing has changed.")
+    assert [line.split(": ")[0] for line in lines[1:]] == ["plugins/x.py:1", "scripts/y.py:3", "dags/one.py:7"]
+    assert tree(host.root) == before
+    assert os.readlink(host.root / "current") == f"releases/{live}"
+
+
+def test_a_parser_that_dies_is_a_refusal_with_its_last_words(host):
+    result = host("staged", SOURCE, parser="import sys; sys.exit('airflow is broken')")
+    assert "the parser ended with code 1 and no result:\nairflow is broken" in result["msg"]
+    assert list((host.root / "releases").iterdir()) == []
+
+
+def test_a_release_without_dags_is_refused(host):
+    result = host("staged", SOURCE, parser='print(\'{"dags": {}, "errors": []}\')')
+    assert "dags/ defines no DAG" in result["msg"]
+
+
+def test_damage_on_the_way_is_noticed(host, module, tmp_path):
+    files = module.read_tree(write(tmp_path / "other", SOURCE))
+    lie = files | {"dags/one.py": {"mode": "0644", "sha256": "0" * 64}}
+    result = host("staged", SOURCE, release=module.release_id(lie), manifest={"files": lie})
+    assert "dags/one.py: arrived damaged" in result["msg"]
+    result = host("staged", SOURCE, release="000000000000", manifest={"files": files})
+    assert "the manifest describes release" in result["msg"]
+
+
+def test_a_manifest_cannot_write_outside(host, module):
+    files = {"../../evil": {"mode": "0644", "sha256": "0" * 64}}
+    result = host("staged", SOURCE, release=module.release_id(files), manifest={"files": files})
+    assert "../../evil: outside of the release" in result["msg"]
+
+
+def test_parsing_sees_no_secret_and_no_database(host, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "secret")
+    code = (
+        "import json, os\n"
+        "errors = [{'file': name, 'line': None, 'message': value} for name, value in os.environ.items()]\n"
+        "print(json.dumps({'dags': {}, 'errors': errors}))"
+    )
+    told = host("staged", SOURCE, parser=code)["msg"]
+    assert "FERNET" not in told
+    assert "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN: sqlite:////" in told
+
+
+# --- live, settled ----------------------------------------------------------------------------------------------------
+
+
+def test_the_link_moves_forth_and_back(host):
+    one, two = host("staged", SOURCE)["release"], host("staged", CHANGED)["release"]
+    assert host("live", one)["changed"] is True
+    assert host("live", one)["changed"] is False
+    forth = host("live", two)
+    assert (forth["live"], forth["diff"]["after"]) == (one, f"current -> releases/{two}\n")
+    assert host("live", one)["changed"] is True
+    assert (host.root / "current/dags/one.py").read_text() == "ONE = 1\n"
+    assert not (host.root / ".current.new").is_symlink()
+
+
+def test_check_mode_foresees_the_move(host):
+    assert host("live", "0123456789ab", check=True)["changed"] is True
+    assert list(host.root.iterdir()) == []
+
+
+def test_what_is_not_staged_cannot_go_live(host):
+    one = host("staged", SOURCE)["release"]
+    host("live", one)
+    assert "release 0123456789ab is not staged" in host("live", "0123456789ab")["msg"]
+    assert os.readlink(host.root / "current") == f"releases/{one}"
+
+
+def test_settling_is_remembered_per_release_and_per_plugins(host):
+    one = host("staged", SOURCE)
+    assert (one["settled"], one["plugins_changed"]) == (False, True)
+    assert host("settled", one["release"])["changed"] is True
+    assert host("settled", one["release"])["changed"] is False
+    two = host("staged", CHANGED)
+    assert (two["settled"], two["plugins_changed"]) == (False, False)
+    three = host("staged", SOURCE | {"plugins/operators/__init__.py": "VALUE = 2\n"})
+    assert three["plugins_changed"] is True
+
+
+def test_old_releases_go_and_those_in_use_stay(host):
+    ids = []
+    for number in range(5):
+        ids.append(host("staged", SOURCE | {"dags/one.py": f"ONE = {number}\n"})["release"])
+        os.utime(host.root / "releases" / ids[-1], (number, number))
+    host("live", ids[4])
+    assert host("settled", ids[4], keep=2)["removed"] == []  # nobody knows what is in use
+    foreseen = host("settled", ids[4], keep=2, in_use=[ids[0]], check=True)
+    assert len(list((host.root / "releases").glob("[!.]*"))) == 5
+    result = host("settled", ids[4], keep=2, in_use=[ids[0]])
+    assert result["removed"] == foreseen["removed"] == sorted(ids[1:4])
+    assert {path.name for path in (host.root / "releases").glob("[!.]*")} == {ids[0], ids[4]}
+
+
+@pytest.mark.parametrize(
+    ("keep", "protected", "removed"),
+    [
+        (2, {"d"}, ["a", "b"]),
+        (5, {"d"}, []),
+        (1, {"d"}, ["a", "b", "c"]),
+        (0, {"d"}, ["a", "b", "c"]),
+        (2, {"a", "b", "d"}, ["c"]),
+        (3, {"a", "gone"}, ["b"]),
+    ],
+)
+def test_what_is_superfluous(module, keep, protected, removed):
+    releases = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
+    assert module.superfluous(releases, keep=keep, protected=protected) == removed
