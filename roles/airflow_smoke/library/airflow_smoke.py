@@ -603,10 +603,16 @@ class Smoke:
     def _give_up(self, run: str, state: str) -> str:
         self._instances = list(self._api.every(f"{run}/taskInstances", "task_instances"))
         story = self._story(run)
+        # The DAG's max_active_runs lets ours wait behind another one, whose trouble is then the one to look at.
+        others = [
+            f"{other['dag_run_id']} is {other['state']}"
+            for other in self._api.every(f"/dags/{self._options['dag']}/dagRuns", "dag_runs", state="running")
+            if other["dag_run_id"] != self.run_id
+        ]
         # Left alone it would run some day, unasked.
         self._api.call("PATCH", f"/api/v2{run}?update_mask=state", {"state": "failed"})
         waited = f"{self.run_id} still {state} after {self._options['run_seconds']} s, marked failed"
-        raise CheckFailed(waited + story)
+        raise CheckFailed(waited + (f"; {', '.join(others)} before it" if others else "") + story)
 
     def _story(self, run: str) -> str:
         """Tell the tasks' states and the end of the log of the one that failed or hangs."""

@@ -287,8 +287,12 @@ def test_a_run_over_its_time_is_ended_and_reported(airflow: Airflow) -> None:
     airflow.answers["GET /api/v2/dags/user_transformation/dagRuns/smoke__x"] = {"state": "queued"}
     instances = "GET /api/v2/dags/user_transformation/dagRuns/smoke__x/taskInstances"
     airflow.answers[instances]["task_instances"][0] |= {"state": None}
+    runs = [{"dag_run_id": "scheduled__1", "state": "running"}, {"dag_run_id": "smoke__x", "state": "running"}]
+    airflow.answers["GET /api/v2/dags/user_transformation/dagRuns"] = {"dag_runs": runs, "total_entries": 2}
     results = smoke(airflow, run_seconds=0)
-    assert results["DAG run"].detail == "smoke__x still queued after 0 s, marked failed: apply_rules not scheduled"
+    assert results["DAG run"].detail == (
+        "smoke__x still queued after 0 s, marked failed; scheduled__1 is running before it: apply_rules not scheduled"
+    )
     assert airflow.sent("PATCH") == [{"state": "failed"}]
 
 
