@@ -110,7 +110,9 @@ class CallbackModule(Default):  # type: ignore[misc]
             self._changed.append(result.host.get_name())
         if self._verbose:
             super().v2_runner_on_ok(result)
-        elif result.task.action in C._ACTION_DEBUG and "msg" in data:
+            return
+        self._handle_warnings_and_exception(result)
+        if result.task.action in C._ACTION_DEBUG and "msg" in data:
             message = data["msg"]
             lines = message if isinstance(message, list) else str(message).splitlines()
             self._display.display("\n".join(f"  {line}" for line in lines))
