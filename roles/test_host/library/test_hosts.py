@@ -292,13 +292,18 @@ class Hosts:
             time.sleep(0.3)  # systemd does not answer yet; there is no event to wait on before its socket exists
         raise Refused(f"{name}: systemd is '{state}' and not running after {BOOT_SECONDS} s")
 
-    def known_hosts(self, first: str) -> None:
-        """Write the hosts' keys into our own known_hosts; they come over podman, not over the network that they prove."""
+    def ssh(self, first: str) -> None:
+        """Write how ssh reaches the hosts; their key comes over podman, not over the network that it proves."""
         key = " ".join(self.run("podman", "exec", first, "cat", "/etc/ssh/ssh_host_ed25519_key.pub").split()[:2])
-        text = "".join(f"{host['address']},{host['name']} {key}\n" for host in self.p["hosts"])
-        target = self.directory / "known_hosts"
-        if not target.exists() or target.read_text() != text:
-            target.write_text(text)
+        known = "".join(f"{host['address']},{host['name']} {key}\n" for host in self.p["hosts"])
+        (self.directory / "known_hosts").write_text(known)
+        # `ssh -F .local/<namespace>/ssh_config worker-1`, for people and for the tests.
+        config = (
+            f"Host *\n  User deploy\n  IdentityFile {self.directory}/id_ed25519\n  UserKnownHostsFile {self.directory}/known_hosts\n"
+            f"  ControlMaster auto\n  ControlPath {self.directory}/%h.ssh\n  ControlPersist 10m\n"
+        )
+        config += "".join(f"Host {host['name']}\n  HostName {host['address']}\n" for host in self.p["hosts"])
+        (self.directory / "ssh_config").write_text(config)
 
     def present(self) -> None:
         """Make all hosts."""
@@ -329,7 +334,7 @@ class Hosts:
             list(pool.map(lambda n: self.start(wanted[n], n, image, network), missing))
             list(pool.map(lambda n: self.run("podman", "start", n), stopped))
             list(pool.map(self.wait, missing + stopped))
-        self.known_hosts(next(iter(wanted)))
+        self.ssh(next(iter(wanted)))
 
     def absent(self, purge: bool) -> None:
         """Remove all that `present` made; the image and the cache only on purge."""
