@@ -326,7 +326,7 @@ class Hosts:
             self.do(f"make {name}")
         for name in stopped:
             self.do(f"start {name}")
-        if self.check or not (surplus or missing or stopped):
+        if self.check:
             return
         if surplus:
             self.run("podman", "rm", "--force", "--time", "0", *surplus)
@@ -334,7 +334,8 @@ class Hosts:
             list(pool.map(lambda n: self.start(wanted[n], n, image, network), missing))
             list(pool.map(lambda n: self.run("podman", "start", n), stopped))
             list(pool.map(self.wait, missing + stopped))
-        self.ssh(next(iter(wanted)))
+        if missing or not (self.directory / "ssh_config").exists():
+            self.ssh(next(iter(wanted)))
 
     def absent(self, purge: bool) -> None:
         """Remove all that `present` made; the image and the cache only on purge."""
