@@ -32,7 +32,7 @@ JOBS = "/api/v1/transformations"
 
 DEFAULT_TIMEOUT = 30.0
 CONNECT_TIMEOUT = 5.0
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 """Seconds before the first retry, and the most that one wait may take, whatever ``Retry-After`` asks for."""
 
 PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})

@@ -14,9 +14,11 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from plugins.hooks.transformation_service import (
     Job,
+    TransformationJobNotFound,
     TransformationServiceError,
     TransformationServiceHook,
     TransformationServiceRefused,
+    TransformationServiceUnavailable,
     is_final,
     next_poll,
     summary,
@@ -140,6 +142,8 @@ class RuleEngineOperator(BaseOperator):
             job = self._submit(hook)
             self._remember(context, job["id"], hook.job_url(job["id"]))
             job = self._wait(hook, job, self.defer_after if self.deferrable else None)
+        except TransformationJobNotFound:
+            raise  # a service that has lost its jobs accepts the work anew: worth an Airflow retry
         except TransformationServiceRefused as error:
             raise AirflowFailException(str(error)) from error
         if is_final(job):
@@ -224,15 +228,25 @@ class RuleEngineOperator(BaseOperator):
         )
 
     def _wait(self, hook: TransformationServiceHook, job: Job, limit: float | None) -> Job:
-        """Poll until the job is final or ``limit`` seconds have passed; None waits as long as it takes."""
-        started = time.monotonic()
+        """Poll until the job is final or ``limit`` seconds have passed; None waits as long as it takes.
+
+        :raises TransformationServiceUnavailable: without a limit, after ``patience`` seconds of silence
+        """
+        started = heard = time.monotonic()
         while not is_final(job):
             waited = time.monotonic() - started
             wait = next_poll(waited)
             if limit is not None and waited + wait > limit:
                 break
             time.sleep(wait)
-            job = hook.get_job(job["id"])
+            try:
+                job = hook.get_job(job["id"])
+                heard = time.monotonic()
+            except TransformationServiceUnavailable:
+                if limit is not None:
+                    break  # the trigger has the patience, and no worker slot
+                if time.monotonic() - heard >= self.patience:
+                    raise
         return job
 
     def _remember(self, context: Context, job_id: str, job_url: str) -> None:

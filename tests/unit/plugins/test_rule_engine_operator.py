@@ -159,6 +159,28 @@ def test_an_outage_does_spend_one(service: FakeService, waits, context):
     assert not isinstance(failure.value, AirflowFailException)
 
 
+def test_a_service_that_goes_away_meanwhile_is_left_to_the_trigger(service: FakeService, waits, context):
+    service.say(Answer(202, job_document("running")), Answer(503, {}))
+    with pytest.raises(TaskDeferred):
+        operator().execute(context)
+
+
+def test_without_a_trigger_the_worker_has_the_patience(service: FakeService, waits, context):
+    gone = [Answer(503, {})] * 20
+    service.say(Answer(202, job_document("running")), *gone, job_document("succeeded"))
+    assert operator(deferrable=False).execute(context)["state"] == "succeeded"
+    service.say(Answer(202, job_document("running")), Answer(503, {}))
+    with pytest.raises(AirflowException, match="503"):
+        operator(deferrable=False, patience=0.1).execute(context)
+
+
+def test_a_job_that_the_service_lost_is_worth_a_retry(service: FakeService, waits, context):
+    service.say(Answer(202, job_document("running")), Answer(404, {}))
+    with pytest.raises(AirflowException, match="no such job") as failure:
+        operator().execute(context)
+    assert not isinstance(failure.value, AirflowFailException)
+
+
 def test_a_job_that_the_service_resumes_is_joined(service: FakeService, waits, context):
     service.say(job_document("queued", replayed=True), job_document("succeeded", replayed=True))
     assert operator().execute(context)["state"] == "succeeded"
