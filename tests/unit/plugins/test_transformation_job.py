@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from fake_service import Answer, FakeService, job_document
 
-from plugins.triggers import transformation_job as module
 from plugins.triggers.transformation_job import TransformationJobTrigger
 
 
