@@ -221,7 +221,7 @@ class RuleEngineOperator(BaseOperator):
                     ", ".join(self.rules),
                 )
                 return job
-            self.log.info("Job %s of this slot has %s; taking over from it", job["id"], job["state"])
+            self.log.info("Job %s of this slot ended as %s; taking over from it", job["id"], job["state"])
             after = job["id"]
         raise AirflowFailException(
             f"{MOST_RESUBMISSIONS} jobs for {self.entity_type}, slot {slot} have failed; look at job {after}"
@@ -271,6 +271,6 @@ class RuleEngineOperator(BaseOperator):
             reason = (
                 (error.get("detail") or error.get("title") or json.dumps(error)) if isinstance(error, dict) else error
             )
-            raise AirflowException(f"{what} has {result['state']}: {figures}" + (f"; {reason}" if reason else ""))
+            raise AirflowException(f"{what} ended as {result['state']}: {figures}" + (f"; {reason}" if reason else ""))
         self.log.info("%s has succeeded: %s", what, figures)
         return result

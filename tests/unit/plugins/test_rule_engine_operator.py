@@ -140,7 +140,7 @@ def test_a_failed_job_fails_with_its_figures(service: FakeService, context):
         operator().execute(context)
     assert not isinstance(failure.value, AirflowFailException)
     assert str(failure.value).endswith(
-        "(User, slot 2026-01-31T02:00:00Z) has failed: 990 of 2500 records transformed, 10 marked,"
+        "(User, slot 2026-01-31T02:00:00Z) ended as failed: 990 of 2500 records transformed, 10 marked,"
         " 1 of 3 batches done; disk full"
     )
 

@@ -1,0 +1,162 @@
+"""Operator and trigger against the reference TransformationService as a process of its own, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
+from fake_service import set_connection
+
+from plugins.operators import RuleEngineOperator
+from transformation_service import database, loading, samples
+from transformation_service.entities import ENTITIES
+
+pytestmark = pytest.mark.database
+RECORDS = 600
+
+
+class Service:
+    """The service; ``kill`` and ``start`` as an outage and systemd would."""
+
+    def __init__(self, directory: Path, url: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        for name, value in (("url", url), ("token", "a-token-for-tests")):
+            (directory / name).write_text(value)
+        self.environment = os.environ | {
+            "TRANSFORMATION_SERVICE_DATABASE_URL_FILE": str(directory / "url"),
+            "TRANSFORMATION_SERVICE_TOKEN_FILE": str(directory / "token"),
+            "TRANSFORMATION_SERVICE_PORT": str(self.port),
+            "TRANSFORMATION_SERVICE_SIMULATED_MS_PER_RECORD": "2",
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([sys.executable, "-m", "transformation_service", "serve"], env=self.environment)
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                if httpx.get(f"http://127.0.0.1:{self.port}/health").is_success:
+                    return
+            except httpx.TransportError:
+                assert self.process.poll() is None, "the service has ended"
+                assert time.monotonic() < deadline, "the service does not answer"
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def url(postgresql_server: Any) -> str:
+    with psycopg.connect(postgresql_server.url("postgres"), autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS for_operators WITH (FORCE)")
+        connection.execute("CREATE DATABASE for_operators")
+    url: str = postgresql_server.url("for_operators")
+    database.migrate(url)
+    loading.load(url, ENTITIES["User"], samples.generate("User", RECORDS, 7))
+    return url
+
+
+@pytest.fixture
+def service(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    running = Service(tmp_path, url)
+    set_connection(monkeypatch, host="127.0.0.1", port=running.port, password="a-token-for-tests")
+    running.start()
+    yield running
+    running.kill()
+
+
+def rows(url: str, query: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+def assert_each_record_once(url: str, slots: int = 1) -> None:
+    assert rows(url, "SELECT DISTINCT transform_count FROM user_record") == [(slots,)]
+    ledger = "SELECT count(*), count(DISTINCT (slot, record_id)) FROM transformation_record"
+    assert rows(url, ledger) == [(RECORDS * slots, RECORDS * slots)]
+
+
+class TaskInstance:
+    def xcom_push(self, key: str, value: Any) -> None: ...
+
+
+def operator(**changes: Any) -> RuleEngineOperator:
+    arguments = {
+        "task_id": "apply_rules",
+        "entity_type": "User",
+        "rules": ["normalize_phone", "standardize_email", "deduplicate"],
+        "batch_size": 50,
+        "slot": "2026-01-31T02:00:00Z",
+    }
+    return RuleEngineOperator(**(arguments | changes))
+
+
+async def run(task: RuleEngineOperator) -> dict[str, Any]:
+    """Execute as worker and triggerer do."""
+    context: Any = {"ti": TaskInstance()}
+    try:
+        return task.execute(context)
+    except TaskDeferred as deferred:
+        async for event in deferred.trigger.run():
+            return task.execute_complete(context, event.payload)
+    raise AssertionError("neither deferred nor done")
+
+
+async def test_each_record_once_however_often_the_task_runs(service: Service, url: str):
+    first = await run(operator(defer_after=0))
+    assert first["state"] == "succeeded"
+    assert first["counts"]["total"] == RECORDS
+    again = await run(operator(batch_size=50))
+    assert (again["replayed"], again["job_id"]) == (True, first["job_id"])
+    assert_each_record_once(url)
+    other = await run(operator(slot="2026-02-01T02:00:00+00:00"))
+    assert other["job_id"] != first["job_id"]
+    assert_each_record_once(url, slots=2)
+
+
+async def test_a_killed_service_loses_and_doubles_nothing(service: Service, url: str):
+    import asyncio
+
+    waiting = asyncio.create_task(run(operator(defer_after=0)))
+    while not rows(url, "SELECT 1 FROM transformation_batch LIMIT 1"):
+        await asyncio.sleep(0.02)
+    service.kill()
+    assert rows(url, "SELECT state FROM transformation_job") == [("running",)]
+    await asyncio.to_thread(service.start)
+    assert (await waiting)["state"] == "succeeded"
+    assert_each_record_once(url)
+
+
+async def test_a_cancelled_job_goes_on_when_the_task_is_cleared(service: Service, url: str):
+    task = operator(defer_after=0)
+    with pytest.raises(TaskDeferred) as deferred:
+        task.execute({"ti": TaskInstance()})
+    await deferred.value.trigger.on_kill()
+    (event,) = [event.payload async for event in deferred.value.trigger.run()]
+    with pytest.raises(AirflowException, match="ended as cancelled") as cancelled:
+        task.execute_complete({}, event)
+    assert not isinstance(cancelled.value, AirflowFailException)
+    assert (await run(operator()))["state"] == "succeeded"
+    assert_each_record_once(url)
+
+
+async def test_a_refusal_names_what_is_known(service: Service):
+    with pytest.raises(AirflowFailException, match="normalize_phone"):
+        await run(operator(rules=["no_such_rule"]))
+    await run(operator())
+    with pytest.raises(AirflowFailException, match="422"):
+        await run(operator(batch_size=60))
