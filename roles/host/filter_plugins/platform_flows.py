@@ -6,6 +6,7 @@ of preflight, PostgreSQL's client list and the tests all read the result of thes
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -78,9 +79,68 @@ def platform_inbound(flows: Sequence[Flow], host: str) -> list[dict[str, Any]]:
     ]
 
 
+def platform_reach(
+    flows: Sequence[Flow],
+    host: str,
+    hosts: Sequence[str],
+    hostvars: Mapping[str, Mapping[str, Any]],
+    closed_ports: Sequence[int] = (),
+) -> list[dict[str, Any]]:
+    """Return whether ``host`` may reach each known port of each other host: ``{destination, address, port, open}``.
+
+    ``flows`` is the result of ``platform_flows``; SSH and the web UI are open to the networks that the destination
+    lists in ``host_admin_networks`` and ``host_ui_networks``. ``closed_ports`` are tried in addition and must be
+    closed, for example the scheduler's health port, which is for its own host alone.
+    """
+    own = ipaddress.ip_address(_address(hostvars, host))
+    ports = sorted({int(flow["port"]) for flow in flows} | {int(port) for port in closed_ports})
+    wanted = {(flow["destination"], int(flow["port"])) for flow in flows if flow["source"] == host}
+    reach = []
+    for destination in hosts:
+        if destination == host:
+            continue
+        variables = hostvars[destination]
+        for port, networks in (
+            (int(variables.get("host_ssh_port", 22)), variables.get("host_admin_networks", [])),
+            (int(variables.get("host_ui_port", 0)), variables.get("host_ui_networks", [])),
+        ):
+            if any(own in ipaddress.ip_network(str(network)) for network in networks):
+                wanted.add((destination, port))
+        reach += [
+            {
+                "destination": destination,
+                "address": _address(hostvars, destination),
+                "port": port,
+                "open": (destination, port) in wanted,
+            }
+            for port in sorted({*ports, int(variables.get("host_ssh_port", 22))})
+        ]
+    return reach
+
+
+def platform_reach_errors(connections: Sequence[Mapping[str, Any]], reach: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Compare what was tried (``connections`` of the module ``preflight_probe``) with ``platform_reach``.
+
+    A refused connection has passed the firewall; a dropped one times out. Returns one sentence for each difference.
+    """
+    errors = []
+    for tried, wanted in zip(connections, reach, strict=True):
+        if tried["result"] not in ("ok", "refused", "timeout"):
+            errors.append(f"{wanted['destination']} port {wanted['port']}: {tried['result']}")
+        elif (tried["result"] != "timeout") != wanted["open"]:
+            state, should = ("closed", "open") if wanted["open"] else ("open", "closed")
+            errors.append(f"{wanted['destination']} port {wanted['port']} is {state}, must be {should}")
+    return errors
+
+
 class FilterModule:
     """Make the filters known to Ansible."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"platform_flows": platform_flows, "platform_inbound": platform_inbound}
+        return {
+            "platform_flows": platform_flows,
+            "platform_inbound": platform_inbound,
+            "platform_reach": platform_reach,
+            "platform_reach_errors": platform_reach_errors,
+        }

@@ -58,7 +58,7 @@ def normal_form(listing: str) -> list[str]:
 
     Handles are numbers that the kernel gives out; the elements of a set come in any order. The order of rules stays.
     """
-    objects = json.loads(listing)["nftables"]
+    objects = json.loads(listing)["nftables"] if listing else []
     return [json.dumps(_without_handles(entry), sort_keys=True) for entry in objects if "metainfo" not in entry]
 
 
@@ -75,44 +75,26 @@ def _without_handles(value: object) -> object:
     return value
 
 
-def wanted_listings(module: AnsibleModule, nft: str) -> tuple[str, str]:
-    """Return the JSON and the text listing of the table that the rules make; fail when nft does not take them."""
-    table = module.params["table"].split()
-    listings = []
-    for options in (["--json"], []):
-        # The first nft reads the rules from stdin, the second lists what came of them; both in their own namespace.
-        script = 'nft=$1; shift; "$nft" --file - && exec "$nft" "$@"'
-        arguments = [
-            "unshare",
-            "--net",
-            "sh",
-            "-c",
-            script,
-            "sh",
-            nft,
-            *options,
-            "--stateless",
-            "list",
-            "table",
-            *table,
-        ]
-        code, output, errors = module.run_command(arguments, data=module.params["content"])
-        if code != 0:
-            module.fail_json(msg=f"nft refuses the rules of table {module.params['table']}:\n{errors.strip()}")
-        listings.append(output)
-    return listings[0], listings[1]
+def wanted_listing(module: AnsibleModule, nft: str, *options: str) -> str:
+    """Return the listing of the table that the rules make; fail when nft does not take them."""
+    # The first nft reads the rules from stdin, the second lists what came of them; both in a namespace of their own.
+    script = 'nft=$1; shift; "$nft" --file - && exec "$nft" "$@"'
+    command = ["unshare", "--net", "sh", "-c", script, "sh", nft, *listing_arguments(module, *options)]
+    code, output, errors = module.run_command(command, data=module.params["content"])
+    if code != 0:
+        module.fail_json(msg=f"nft refuses the rules of table {module.params['table']}:\n{errors.strip()}")
+    return str(output)
 
 
-def loaded_listings(module: AnsibleModule, nft: str) -> tuple[str, str] | None:
-    """Return the JSON and the text listing of the live table, or ``None`` when it is not loaded."""
-    listings = []
-    for options in (["--json"], []):
-        command = [nft, *options, "--stateless", "list", "table", *module.params["table"].split()]
-        code, output, _ = module.run_command(command)
-        if code != 0:
-            return None
-        listings.append(output)
-    return listings[0], listings[1]
+def loaded_listing(module: AnsibleModule, nft: str, *options: str) -> str:
+    """Return the listing of the live table, nothing when it is not loaded."""
+    code, output, _ = module.run_command([nft, *listing_arguments(module, *options)])
+    return str(output) if code == 0 else ""
+
+
+def listing_arguments(module: AnsibleModule, *options: str) -> list[str]:
+    """Return what nft has to be told to list the table without counters."""
+    return [*options, "--stateless", "list", "table", *module.params["table"].split()]
 
 
 def unit_state(module: AnsibleModule) -> dict[str, str]:
@@ -141,14 +123,23 @@ def main() -> None:
         diff = {"before": f"{unit}: absent\n", "after": f"{unit}: active, enabled\n"}
         module.exit_json(changed=True, actions=["load", "enable"], diff=diff)
 
-    wanted, loaded = wanted_listings(module, nft), loaded_listings(module, nft)
+    wanted = normal_form(wanted_listing(module, nft, "--json"))
+    loaded = normal_form(loaded_listing(module, nft, "--json"))
     state = unit_state(module)
     actions = []
-    if loaded is None or normal_form(loaded[0]) != normal_form(wanted[0]) or state["ActiveState"] != "active":
+    if loaded != wanted or state["ActiveState"] != "active":
         actions.append("load")
     if state.get("UnitFileState") != "enabled":
         actions.append("enable")
 
+    diff = {"before": "", "after": ""}
+    if actions:  # the readable listings cost two more calls of nft
+        diff = {
+            "before_header": f"table {module.params['table']}",
+            "after_header": f"table {module.params['table']}",
+            "before": loaded_listing(module, nft) + f"{unit}: {state['ActiveState']}, {state.get('UnitFileState')}\n",
+            "after": wanted_listing(module, nft) + f"{unit}: active, enabled\n",
+        }
     if not module.check_mode:
         if state["NeedDaemonReload"] == "yes" or state["LoadState"] == "not-found":
             module.run_command(["systemctl", "daemon-reload"], check_rc=True)
@@ -157,20 +148,10 @@ def main() -> None:
         if "load" in actions:
             verb = "reload" if state["ActiveState"] == "active" else "restart"
             module.run_command(["systemctl", verb, unit], check_rc=True)
-            after = loaded_listings(module, nft)
-            if after is None or normal_form(after[0]) != normal_form(wanted[0]):
+            if normal_form(loaded_listing(module, nft, "--json")) != wanted:
                 module.fail_json(msg=f"{unit} loaded something else than the wanted rules; does it read their file?")
 
-    module.exit_json(
-        changed=bool(actions),
-        actions=actions,
-        diff={
-            "before_header": f"table {module.params['table']}",
-            "after_header": f"table {module.params['table']}",
-            "before": (loaded[1] if loaded else "") + f"{unit}: {state['ActiveState']}, {state.get('UnitFileState')}\n",
-            "after": wanted[1] + f"{unit}: active, enabled\n",
-        },
-    )
+    module.exit_json(changed=bool(actions), actions=actions, diff=diff)
 
 
 if __name__ == "__main__":

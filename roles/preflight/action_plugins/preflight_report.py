@@ -11,7 +11,7 @@ from ansible.plugins.action import ActionBase
 
 sys.path.append(str(Path(__file__).parents[3]))  # see preflight_inventory.py
 
-from roles.preflight.action_plugins.preflight_probe import probes_of_play
+from roles.preflight.action_plugins.preflight_host import probes_of_play
 from roles.preflight.checks.host import check_clocks
 from roles.preflight.checks.problem import Problem, join_hosts, render_problems, render_success
 

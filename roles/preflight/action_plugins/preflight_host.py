@@ -23,7 +23,7 @@ from roles.preflight.checks.problem import Problem, problem
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
-    """The action ``preflight_probe``."""
+    """The action ``preflight_host``."""
 
     _requires_connection = False  # the module call connects, and its failure is caught here
 
