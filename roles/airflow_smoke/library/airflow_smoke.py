@@ -564,7 +564,8 @@ class Smoke:
 
     def _dag_run(self) -> str:
         path = f"/dags/{self._options['dag']}"
-        paused = self._api.get(path)["is_paused"]
+        dag = self._api.get(path)
+        paused = dag["is_paused"]
         if paused and not self._options["unpause"]:
             raise CheckFailed(
                 f"{self._options['dag']} is paused, so a run would stay queued. Unpause it, or set "
@@ -578,57 +579,77 @@ class Smoke:
         if paused:
             self._api.call("PATCH", f"/api/v2{path}?update_mask=is_paused", {"is_paused": False})
         try:
-            return self._trigger_and_wait(path)
+            deadline = time.monotonic() + self._options["run_seconds"]
+            self._wait_for_room(path, dag["max_active_runs"], deadline)
+            return self._trigger_and_wait(path, deadline)
         finally:
             if paused:
                 self._api.call("PATCH", f"/api/v2{path}?update_mask=is_paused", {"is_paused": True})
 
-    def _trigger_and_wait(self, path: str) -> str:
+    def _wait_for_room(self, path: str, limit: int | None, deadline: float) -> None:
+        """Wait until the DAG's `max_active_runs` lets one more run start.
+
+        A run that only waits for its next try would hold the place for minutes; what it waits for is told at once.
+        """
+        while limit and len(running := list(self._api.every(f"{path}/dagRuns", "dag_runs", state="running"))) >= limit:
+            for run in running:
+                where = self._run_path(path, run["dag_run_id"])
+                tasks = self._tasks(where)
+                idle = not any(task["state"] in ("scheduled", "queued", "running", "deferred") for task in tasks)
+                if idle and any(task["state"] == "up_for_retry" for task in tasks):
+                    raise CheckFailed(
+                        f"{run['dag_run_id']} waits for a retry, and max_active_runs is {limit}. "
+                        f"Clear its task to retry now, or mark the run failed{self._story(where, tasks)}"
+                    )
+            if time.monotonic() > deadline:
+                names = ", ".join(run["dag_run_id"] for run in running)
+                raise CheckFailed(
+                    f"{names} still running after {self._options['run_seconds']} s, max_active_runs is {limit}"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _trigger_and_wait(self, path: str, deadline: float) -> str:
         # Whole seconds: a slot of its own, which no schedule's tick and no earlier test shares.
         self._slot = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         body = {"dag_run_id": f"smoke__{self._slot}", "logical_date": None, "conf": {"slot": self._slot}}
-        self.run_id = self._api.call("POST", f"/api/v2{path}/dagRuns", body)["dag_run_id"]
-        run = f"{path}/dagRuns/{urllib.parse.quote(str(self.run_id), safe='')}"
-        deadline = time.monotonic() + self._options["run_seconds"]
+        self.run_id = str(self._api.call("POST", f"/api/v2{path}/dagRuns", body)["dag_run_id"])
+        run = self._run_path(path, self.run_id)
         while (answer := self._api.get(run))["state"] not in ("success", "failed"):
             if time.monotonic() > deadline:
-                return self._give_up(run, answer["state"])
+                story = self._story(run, self._tasks(run))
+                # Left alone it would run some day, unasked.
+                self._api.call("PATCH", f"/api/v2{run}?update_mask=state", {"state": "failed"})
+                waited = f"{self.run_id} still {answer['state']} after {self._options['run_seconds']} s, marked failed"
+                raise CheckFailed(waited + story)
             time.sleep(POLL_SECONDS)
         self._release = answer.get("bundle_version")
-        self._instances = list(self._api.every(f"{run}/taskInstances", "task_instances"))
+        self._instances = self._tasks(run)
         if answer["state"] == "failed":
-            raise CheckFailed(f"{self.run_id} failed{self._story(run)}")
+            raise CheckFailed(f"{self.run_id} failed{self._story(run, self._instances)}")
         return f"{self.run_id} succeeded"
 
-    def _give_up(self, run: str, state: str) -> str:
-        self._instances = list(self._api.every(f"{run}/taskInstances", "task_instances"))
-        story = self._story(run)
-        # The DAG's max_active_runs lets ours wait behind another one, whose trouble is then the one to look at.
-        others = [
-            f"{other['dag_run_id']} is {other['state']}"
-            for other in self._api.every(f"/dags/{self._options['dag']}/dagRuns", "dag_runs", state="running")
-            if other["dag_run_id"] != self.run_id
-        ]
-        # Left alone it would run some day, unasked.
-        self._api.call("PATCH", f"/api/v2{run}?update_mask=state", {"state": "failed"})
-        waited = f"{self.run_id} still {state} after {self._options['run_seconds']} s, marked failed"
-        raise CheckFailed(waited + (f"; {', '.join(others)} before it" if others else "") + story)
+    @staticmethod
+    def _run_path(path: str, run_id: str) -> str:
+        return f"{path}/dagRuns/{urllib.parse.quote(run_id, safe='')}"
 
-    def _story(self, run: str) -> str:
+    def _tasks(self, run: str) -> list[Mapping[str, Any]]:
+        return list(self._api.every(f"{run}/taskInstances", "task_instances"))
+
+    def _story(self, run: str, tasks: Sequence[Mapping[str, Any]]) -> str:
         """Tell the tasks' states and the end of the log of the one that failed or hangs."""
-        states = ", ".join(f"{task['task_id']} {task['state'] or 'not scheduled'}" for task in self._instances)
+        states = ", ".join(f"{task['task_id']} {task['state'] or 'not scheduled'}" for task in tasks)
         lines = [f": {states}" if states else ""]
+        by_state = {task["state"]: task for task in tasks}
         telling = ("failed", "up_for_retry", "running", "deferred")
-        by_state = {task["state"]: task for task in self._instances}
         task = next((by_state[state] for state in telling if state in by_state), None)
         if task is not None:
             attempt = max(1, int(task["try_number"]))
-            where = f"{task['task_id']} try {attempt} on {task['hostname'] or 'no host'}"
             try:
                 tail = log_tail(self._api.get(f"{run}/taskInstances/{task['task_id']}/logs/{attempt}"))
             except CheckFailed as failure:
                 tail = [f"not readable: {failure}"]
-            lines += [f"end of the log of {where}:", *(f"  {line}" for line in tail)]
+            lines.append(f"end of the log of {task['task_id']} try {attempt} on {task['hostname'] or 'no host'}:")
+            lines += [f"  {line}" for line in tail]
         return "\n".join(lines)
 
     def _placement(self) -> str:

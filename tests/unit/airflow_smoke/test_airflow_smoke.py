@@ -14,7 +14,14 @@ from ansible.module_utils.testing import patch_module_args
 from roles.airflow_smoke.library import airflow_smoke as subject
 
 HEALTHY = {name: {"status": "healthy"} for name in ("metadatabase", "scheduler", "triggerer", "dag_processor")}
-DAG = {"dag_id": "user_transformation", "is_paused": False, "is_stale": False, "bundle_version": "abc123"}
+PATH = "/api/v2/dags/user_transformation"
+DAG = {
+    "dag_id": "user_transformation",
+    "is_paused": False,
+    "is_stale": False,
+    "bundle_version": "abc123",
+    "max_active_runs": 1,
+}
 
 
 def failing(judge: Any, *arguments: Any) -> str:
@@ -160,6 +167,7 @@ class Airflow(http.server.ThreadingHTTPServer):
             },
             "GET /api/v2/dags/user_transformation": DAG,
             "PATCH /api/v2/dags/user_transformation": DAG,
+            "GET /api/v2/dags/user_transformation/dagRuns": {"dag_runs": [], "total_entries": 0},
             "POST /api/v2/dags/user_transformation/dagRuns": {"dag_run_id": "smoke__x"},
             "PATCH /api/v2/dags/user_transformation/dagRuns/smoke__x": {},
             "GET /api/v2/dags/user_transformation/dagRuns/smoke__x": [
@@ -235,7 +243,7 @@ def test_a_healthy_platform_passes_and_the_run_has_a_slot_of_its_own(airflow: Ai
     assert failures(results) == []
     assert results["placement"].detail == "apply_rules ran on worker-1, release abc123"
     assert (results["ledger"].ok, results["pools"].detail) == (None, "default_pool 3/128 used")
-    (trigger,) = (body for name, body in airflow.requests if name.endswith("/dagRuns"))
+    (trigger,) = (body for name, body in airflow.requests if name == f"POST {PATH}/dagRuns")
     assert trigger["logical_date"] is None
     assert trigger["dag_run_id"] == f"smoke__{trigger['conf']['slot']}"
     assert trigger["conf"]["slot"].endswith("Z")
@@ -287,13 +295,37 @@ def test_a_run_over_its_time_is_ended_and_reported(airflow: Airflow) -> None:
     airflow.answers["GET /api/v2/dags/user_transformation/dagRuns/smoke__x"] = {"state": "queued"}
     instances = "GET /api/v2/dags/user_transformation/dagRuns/smoke__x/taskInstances"
     airflow.answers[instances]["task_instances"][0] |= {"state": None}
-    runs = [{"dag_run_id": "scheduled__1", "state": "running"}, {"dag_run_id": "smoke__x", "state": "running"}]
-    airflow.answers["GET /api/v2/dags/user_transformation/dagRuns"] = {"dag_runs": runs, "total_entries": 2}
     results = smoke(airflow, run_seconds=0)
-    assert results["DAG run"].detail == (
-        "smoke__x still queued after 0 s, marked failed; scheduled__1 is running before it: apply_rules not scheduled"
-    )
+    assert results["DAG run"].detail == "smoke__x still queued after 0 s, marked failed: apply_rules not scheduled"
     assert airflow.sent("PATCH") == [{"state": "failed"}]
+
+
+RUNS = f"GET {PATH}/dagRuns"
+BUSY = {"dag_runs": [{"dag_run_id": "scheduled__1"}], "total_entries": 1}
+
+
+def occupy(airflow: Airflow, state: str) -> None:
+    task = {"task_id": "apply_rules", "hostname": "worker-2", "state": state, "try_number": 2}
+    airflow.answers[RUNS] = BUSY
+    airflow.answers[f"{RUNS}/scheduled__1/taskInstances"] = {"task_instances": [task], "total_entries": 1}
+    airflow.answers[f"{RUNS}/scheduled__1/taskInstances/apply_rules/logs/2"] = {"content": ["connection refused"]}
+
+
+def test_a_run_that_waits_for_a_retry_before_ours_is_told_at_once(airflow: Airflow) -> None:
+    occupy(airflow, "up_for_retry")
+    results = smoke(airflow, run_seconds=300)
+    assert results["DAG run"].detail.startswith(
+        "scheduled__1 waits for a retry, and max_active_runs is 1. Clear its task"
+    )
+    assert results["DAG run"].detail.endswith("try 2 on worker-2:\n  connection refused")
+    assert len(airflow.sent("POST")) == 1  # the login: nothing was triggered
+
+
+def test_a_run_that_works_before_ours_is_awaited(airflow: Airflow) -> None:
+    occupy(airflow, "running")
+    assert "scheduled__1 still running after 0 s" in smoke(airflow, run_seconds=0)["DAG run"].detail
+    airflow.answers[RUNS] = [BUSY, BUSY, {"dag_runs": [], "total_entries": 0}]
+    assert failures(smoke(airflow)) == []
 
 
 def test_a_paused_dag_is_left_alone_unless_asked(airflow: Airflow) -> None:
