@@ -29,8 +29,8 @@ description:
   - A release is C(<root>/releases/<id>/{dags,plugins,scripts,manifest.json}). The id is a hash of paths, modes and
     contents, so equal sources are the same release, on every host and at any time. The link C(<root>/current) names the
     live one.
-  - "C(state=staged): the release is complete on this host, equals its manifest and every DAG of it has been parsed by
-    this host's Airflow. A directory that somebody has changed is replaced. Nothing goes live."
+  - "C(state=staged): the release is complete on this host, equals its manifest, compiles, and with O(parser) every DAG
+    of it has been parsed by this host's Airflow. A directory that somebody has changed is replaced. Nothing goes live."
   - "C(state=live): the link names the release, moved in one step."
   - "C(state=settled): recorded that the control plane has taken the release over; releases that are neither among the
     newest O(keep) nor in O(in_use) are removed."
@@ -62,7 +62,7 @@ options:
     description: Tar archive of the release on this host. Filled in by the action plugin.
     type: path
   parser:
-    description: Text of the Python program that parses a release. For C(staged).
+    description: Text of the Python program that parses a release. For C(staged); unset = compile only.
     type: str
   python:
     description: Airflow's interpreter. Where it does not exist yet, check mode skips parsing.
@@ -227,10 +227,12 @@ def environment(python: str) -> str:
     return os.path.realpath(os.path.dirname(python))
 
 
-def is_complete(directory: Path, release: str, python: str) -> bool:
-    """Whether the directory holds exactly this release, already parsed by this interpreter's environment."""
+def is_complete(directory: Path, release: str, python: str | None) -> bool:
+    """Whether the directory holds exactly this release, parsed by this interpreter's environment (None: parsed or not)."""
     verified = read_json(directory / VERIFIED)
-    if verified.get("release") != release or verified.get("environment") != environment(python):
+    if verified.get("release") != release:
+        return False
+    if python and verified.get("environment") != environment(python):
         return False
     try:
         return release_id(content_of(directory)) == release
@@ -381,7 +383,8 @@ def build(directory: Path, params: Mapping[str, Any]) -> dict[str, str]:
     unpack(Path(params["archive"]), params["manifest"], release, directory)
     errors = compile_sources(directory, final)
     result: dict[str, Any] = {"dags": {}, "errors": []}
-    if os.path.exists(params["python"]):  # missing in check mode only, see reach_staged
+    parsing = bool(params["parser"]) and os.path.exists(params["python"])  # missing in check mode only: reach_staged
+    if parsing:
         result = parse(
             directory,
             python=params["python"],
@@ -394,13 +397,10 @@ def build(directory: Path, params: Mapping[str, Any]) -> dict[str, str]:
     errors += [error for error in result["errors"] if (error["file"], error["line"]) not in named]
     if errors:
         raise ReleaseError(refusal(errors))
-    if not os.path.exists(params["python"]):
-        return {}
-    if not result["dags"]:
+    if parsing and not result["dags"]:
         raise ReleaseError("dags/ defines no DAG; a release without any would take every DAG away")
-    write_json(
-        directory / VERIFIED, {"release": release, "environment": environment(params["python"]), "dags": result["dags"]}
-    )
+    parsed_by = environment(params["python"]) if parsing else None
+    write_json(directory / VERIFIED, {"release": release, "environment": parsed_by, "dags": result["dags"]})
     return dict(result["dags"])
 
 
@@ -483,7 +483,7 @@ def reach_staged(module: AnsibleModule) -> dict[str, Any]:
     root, release, files = Path(params["root"]), params["release"], params["manifest"]["files"]
     directory = root / "releases" / release
     result = status(root, release, files)
-    if is_complete(directory, release, params["python"]):
+    if is_complete(directory, release, params["python"] if params["parser"] else None):
         return result | {"changed": False, "dags": read_json(directory / VERIFIED)["dags"]}
     result |= {
         "changed": True,
@@ -500,7 +500,7 @@ def reach_staged(module: AnsibleModule) -> dict[str, Any]:
     if module.check_mode:
         with staging_directory(Path(tempfile.gettempdir()), release) as scratch:
             result["dags"] = build(scratch, params)
-    elif not os.path.exists(params["python"]):
+    elif params["parser"] and not os.path.exists(params["python"]):
         raise ReleaseError(f"{params['python']} does not exist; install Airflow first")
     else:
         result["dags"] = stage(params)
@@ -556,7 +556,7 @@ def main() -> None:
             "in_use": {"type": "list", "elements": "str"},
         },
         required_if=[
-            ("state", "staged", ["release", "manifest", "parser"]),
+            ("state", "staged", ["release", "manifest"]),
             ("state", "live", ["release"]),
             ("state", "settled", ["release"]),
         ],

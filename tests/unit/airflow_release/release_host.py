@@ -82,6 +82,7 @@ def host(tmp_path: Path, module: ModuleType) -> Callable[..., dict[str, Any]]:
             arguments |= {"archive": str(archive)} if send else {}
         else:
             arguments["release"] = what
+        arguments = {name: value for name, value in arguments.items() if value is not None}
         return run_module("airflow_release/library/airflow_release.py", arguments, check=check)
 
     run.root = root

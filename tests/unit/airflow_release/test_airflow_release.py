@@ -113,6 +113,14 @@ def test_a_directory_that_is_not_the_release_is_replaced(host, module, damage):
     assert host("staged", SOURCE, send=False)["changed"] is False
 
 
+def test_without_parser_it_compiles_only(host):
+    result = host("staged", SOURCE, parser=None, python="/nowhere/bin/python")
+    assert (result["changed"], result["dags"]) == (True, {})
+    assert host("staged", SOURCE, parser=None, python="/nowhere/bin/python", send=False)["changed"] is False
+    assert "dags/one.py:1: SyntaxError" in host("staged", SOURCE | {"dags/one.py": "def f(:\n"}, parser=None)["msg"]
+    assert host("staged", SOURCE)["dags"] == {"one": "dags/one.py"}  # not parsed here so far
+
+
 def test_another_airflow_parses_again(host, tmp_path):
     host("staged", SOURCE)
     venv = tmp_path / "venv/bin"
