@@ -228,7 +228,7 @@ def environment(python: str) -> str:
 
 
 def is_complete(directory: Path, release: str, python: str | None) -> bool:
-    """Whether the directory holds exactly this release, parsed by this interpreter's environment (None: parsed or not)."""
+    """Whether the directory holds exactly this release, parsed by this interpreter's Airflow (None: by any or none)."""
     verified = read_json(directory / VERIFIED)
     if verified.get("release") != release:
         return False
