@@ -33,7 +33,7 @@ with DAG(
     schedule="0 2 * * *",
     start_date=datetime(2024, 1, 1, tzinfo=UTC),
     catchup=False,
-    max_active_runs=1,
+    max_active_runs=4,  # a run that waits for its retry holds up no run of another slot
     dagrun_timeout=timedelta(hours=4),
     params={
         "slot": Param(

@@ -84,7 +84,7 @@ def _working_tasks(dags):
 def test_user_transformation(dags):
     dag = dags["user_transformation"]
     assert dag.schedule == "0 2 * * *"
-    assert dag.max_active_runs == 1
+    assert dag.max_active_runs > 1, "a failed run that waits for its retry would hold up every other slot"
     assert [task.task_id for task in dag.topological_sort()] == ["start", "apply_rules", "end"]
     task = dag.get_task("apply_rules")
     assert task.entity_type == "User"
