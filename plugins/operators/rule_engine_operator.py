@@ -23,6 +23,7 @@ from plugins.hooks.transformation_service import (
     next_poll,
     summary,
 )
+from plugins.triggers.transformation_job import TransformationJobTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -149,10 +150,6 @@ class RuleEngineOperator(BaseOperator):
         if is_final(job):
             return self._conclude(summary(job, hook.job_url(job["id"])))
 
-        from plugins.triggers.transformation_job import (
-            TransformationJobTrigger,
-        )  # only a task that defers pays for the import
-
         self.defer(
             trigger=TransformationJobTrigger(
                 job_id=job["id"],
@@ -191,8 +188,7 @@ class RuleEngineOperator(BaseOperator):
         )
 
     def _submit(self, hook: TransformationServiceHook) -> Job:
-        """Start or join the job of this slot; behind one that failed or was cancelled earlier, start or join its
-        successor.
+        """Start or join the job of this slot, or the successor of one that failed or was cancelled earlier.
 
         The successor's key contains the predecessor's id, so everybody who retries this slot finds the same one.
         """
