@@ -19,6 +19,7 @@ bootstrap: ## Make this machine ready: Debian packages, Python, the locked venv
 up: bootstrap ## Local hosts, the whole platform on them, and the proof that it works
 	@$(PLAYBOOK) playbooks/test_hosts.yml
 	@$(PLAYBOOK) playbooks/site.yml
+	@printf 'Airflow is at http://scheduler-1:8080 - user admin, password in .local/local/secrets/airflow_admin_password\n'
 
 down: bootstrap ## Remove the local hosts and all that `up` made, but for the image and the package cache
 	@$(PLAYBOOK) playbooks/test_hosts.yml -e test_host_state=absent

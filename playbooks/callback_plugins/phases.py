@@ -42,6 +42,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         self._task_began = 0.0
         self._changed: list[str] = []
         self._play_name = ""
+        self._play_number = self._plays = 0
         self._times: list[tuple[float, str]] = []
 
     @property
@@ -65,15 +66,22 @@ class CallbackModule(Default):  # type: ignore[misc]
             self._display.display(f"  {'':<8}{time.monotonic() - self._play_began:6.1f} s  in all", color=C.COLOR_VERBOSE)
         self._play_name = ""
 
+    def v2_playbook_on_start(self, playbook: Any) -> None:
+        """Count the plays, those of imported playbooks included."""
+        self._plays = len(playbook.get_plays())
+        super().v2_playbook_on_start(playbook)
+
     def v2_playbook_on_play_start(self, play: Play) -> None:
         """Print the phase."""
         self._finish_play()
+        self._play_number += 1
         self._play_name, self._play_began = play.get_name().strip(), time.monotonic()
         if self._verbose:
             super().v2_playbook_on_play_start(play)
         else:
             self._play = play
-            self._display.display(f"\n{self._play_name}{' (check)' if play.check_mode else ''}", color=C.COLOR_HIGHLIGHT)
+            number = f"({self._play_number}/{self._plays}) " if self._plays > 1 else ""
+            self._display.display(f"\n{number}{self._play_name}{' (check)' if play.check_mode else ''}", color=C.COLOR_HIGHLIGHT)
 
     def _start(self, task: Task) -> None:
         self._finish_task()
