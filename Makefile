@@ -58,6 +58,7 @@ scenario: bootstrap ## One Molecule scenario: make scenario SCENARIO=default
 
 lock: bootstrap ## Resolve all Python packages anew, for the controller and the hosts
 	.local/uv/bin/uv lock $(ARGS)
+	$(call export_group,host,roles/host)
 	$(call export_group,airflow,roles/airflow)
 	$(call export_group,transformation-service,roles/transformation_service)
 
