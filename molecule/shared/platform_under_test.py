@@ -2,8 +2,8 @@
 
 Which set of hosts: ``PLATFORM_NAMESPACE`` (default ``molecule``) names a folder of ``.local`` that role test_host made;
 ``PLATFORM_INVENTORY`` (default ``inventories/local``) gives groups and wanted flows. So the same tests run on the hosts
-of ``make up``: ``PLATFORM_NAMESPACE=local pytest molecule/default/tests``. Those that kill things are not run there
-unless asked for with ``-m``.
+of ``make up``: ``PLATFORM_NAMESPACE=local pytest molecule/default/tests``. Those that kill things run
+on Molecule's hosts alone unless asked for with ``-m kills``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import testinfra.host
 ROOT = Path(__file__).resolve().parents[2]
 PROBES = Path(__file__).resolve().parent / "probes"
 T = TypeVar("T")
+Figures = Callable[[str], None]
 ARTIFACTS = ROOT / ".artifacts"
 AIRFLOW_PYTHON = "/opt/airflow/venv/bin/python"
 # Reads source and data from standard input: nothing of them is in a process list, nor in sudo's log.
@@ -100,6 +101,22 @@ class Api:
     def get(self, path: str) -> Any:
         """Return the JSON of a GET that has to succeed."""
         return self.call("GET", path)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: the API's answer, its task instances by task id, and the ledger before and after it."""
+
+    slot: str
+    answer: Mapping[str, Any]
+    tasks: Mapping[str, Mapping[str, Any]]
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+
+    @property
+    def run_id(self) -> str:
+        """Id of the DAG run."""
+        return str(self.answer["dag_run_id"])
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import platform_under_test
 import pytest
-from platform_under_test import Platform
+from platform_under_test import Figures, Platform, Run
 
 MOST_JOURNALS = 8
 _journals = itertools.count()
+_figures: list[str] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,15 +26,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # Only those that nobody else works on may be hurt unasked.
-    namespace = platform_under_test.load().namespace
+    # Unasked, only hosts that nobody works on are hurt.
+    asked = config.option.markexpr
+    disposable = platform_under_test.load().namespace == "molecule"
     for item in items:
-        if config.option.markexpr:
-            continue
-        if item.get_closest_marker("slow"):
+        if item.get_closest_marker("slow") and "slow" not in asked:
             item.add_marker(pytest.mark.skip(reason="takes minutes: run it with -m slow"))
-        elif item.get_closest_marker("kills") and namespace == "local":
-            item.add_marker(pytest.mark.skip(reason="kills processes of hosts in use: ask for it with -m kills"))
+        elif item.get_closest_marker("kills") and not (disposable or "kills" in asked or "slow" in asked):
+            item.add_marker(pytest.mark.skip(reason="kills processes on hosts in use: ask for it with -m kills"))
     items.sort(key=lambda item: item.get_closest_marker("kills") is not None)
 
 
@@ -64,6 +64,19 @@ def _suspects(item: pytest.Item) -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _figures:
+        terminalreporter.section("figures")
+        for line in _figures:
+            terminalreporter.line(line)
+
+
+@pytest.fixture(scope="session")
+def figures() -> Figures:
+    """Keeps a sentence with measured figures for the end of the output."""
+    return _figures.append
+
+
 @pytest.fixture(scope="session")
 def platform() -> Platform:
     return platform_under_test.load()
@@ -75,6 +88,16 @@ def new_slot() -> Callable[[], str]:
     # Long ago, so that the smoke test's slots (now) are never met.
     seconds = itertools.count(int(datetime.now(UTC).timestamp()) - 10**9)
     return lambda: datetime.fromtimestamp(next(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@pytest.fixture(scope="session")
+def run(platform: Platform, new_slot: Callable[[], str]) -> Run:
+    """One run of user_transformation, started through the API and over."""
+    slot = new_slot()
+    before = platform.ledger(slot)
+    run_id = platform.trigger(slot)
+    answer = platform.finish(run_id)
+    return Run(slot, answer, platform.tasks(run_id), before, platform.ledger(slot))
 
 
 @pytest.fixture(scope="session")

@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
-from platform_under_test import Platform
+from platform_under_test import Platform, Run
 
 pytestmark = [
     pytest.mark.unit("airflow_worker", "airflow-worker"),
     pytest.mark.unit("airflow_scheduler", "airflow-scheduler"),
 ]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run, and the ledger before and after it."""
-
-    slot: str
-    answer: dict[str, Any]
-    tasks: dict[str, dict[str, Any]]
-    before: dict[str, int]
-    after: dict[str, int]
-
-    @property
-    def run_id(self) -> str:
-        return str(self.answer["dag_run_id"])
-
-
-@pytest.fixture(scope="module")
-def run(platform: Platform, new_slot: Callable[[], str]) -> Run:
-    slot = new_slot()
-    before = platform.ledger(slot)
-    run_id = platform.trigger(slot)
-    answer = platform.finish(run_id)
-    return Run(slot, answer, platform.tasks(run_id), before, platform.ledger(slot))
 
 
 def test_it_succeeds(platform: Platform, run: Run) -> None:

@@ -10,7 +10,7 @@ def main(data: dict[str, Any]) -> list[Any]:
     answers: list[Any] = []
     for command in data["commands"]:
         # A connection for each: one refused login must not hide the next answer.
-        client = redis.Redis(host=data["host"], socket_timeout=5, decode_responses=True, **data["login"])
+        client: Any = redis.Redis(host=data["host"], socket_timeout=5, decode_responses=True, **data["login"])
         try:
             answer = client.execute_command(*command)
             answers.append(list(answer) if isinstance(answer, (list, set, tuple)) else answer)

@@ -22,16 +22,16 @@ def main(data: dict[str, Any]) -> dict[str, Any]:
 
     patterns = b"\n".join(value for values in forms.values() for value in values)
     trees = [tree for tree in TREES if os.path.isdir(tree)]
-    command = [*GREP, "--exclude-dir=site-packages", "--file=-", *trees]
-    found = subprocess.run(command, input=patterns, stdout=subprocess.PIPE, check=False).stdout
+    search = [*GREP, "--exclude-dir=site-packages", "--file=-", *trees]
+    found = subprocess.run(search, input=patterns, stdout=subprocess.PIPE, check=False).stdout
     files = []
-    for name in sorted(set(found.decode().splitlines())):
-        path = Path(name)
+    for line in sorted(set(found.decode().splitlines())):
+        path = Path(line)
         try:
             status, names = path.stat(), names_in(path.read_bytes())
         except FileNotFoundError:
             continue  # went while we looked
-        files.append({"path": name, "mode": status.st_mode & 0o7777, "owner": status.st_uid, "names": names})
+        files.append({"path": line, "mode": status.st_mode & 0o7777, "owner": status.st_uid, "names": names})
 
     processes = []
     for process in Path("/proc").iterdir():
