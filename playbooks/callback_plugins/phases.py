@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ansible import constants as C  # noqa: N812 - the name that Ansible's own code uses
+from ansible import constants as C
 from ansible.playbook.play import Play
 from ansible.playbook.task import Task
 from ansible.plugins.callback.default import CallbackModule as Default
@@ -15,8 +15,9 @@ DOCUMENTATION = """
   type: stdout
   short_description: Plays as phases, changes as lines, failures in full
   description:
-    - Six hosts and sixty tasks print some five hundred lines with the default callback. This one prints a line for a task that
-      changed something or took long, with its seconds and hosts, and everything that the default prints for failures and diffs.
+    - Six hosts and sixty tasks print some five hundred lines with the default callback. This one prints a line for a
+      task that changed something or took long, with its seconds and hosts, and all that the default prints for failures
+      and diffs.
     - With C(-v) it prints what the default prints.
   extends_documentation_fragment:
     - default_callback
@@ -63,7 +64,9 @@ class CallbackModule(Default):  # type: ignore[misc]
     def _finish_play(self) -> None:
         self._finish_task()
         if self._play_name and not self._verbose:
-            self._display.display(f"  {'':<8}{time.monotonic() - self._play_began:6.1f} s  in all", color=C.COLOR_VERBOSE)
+            self._display.display(
+                f"  {'':<8}{time.monotonic() - self._play_began:6.1f} s  in all", color=C.COLOR_VERBOSE
+            )
         self._play_name = ""
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
@@ -81,7 +84,9 @@ class CallbackModule(Default):  # type: ignore[misc]
         else:
             self._play = play
             number = f"({self._play_number}/{self._plays}) " if self._plays > 1 else ""
-            self._display.display(f"\n{number}{self._play_name}{' (check)' if play.check_mode else ''}", color=C.COLOR_HIGHLIGHT)
+            self._display.display(
+                f"\n{number}{self._play_name}{' (check)' if play.check_mode else ''}", color=C.COLOR_HIGHLIGHT
+            )
 
     def _start(self, task: Task) -> None:
         self._finish_task()
@@ -160,5 +165,9 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Print the recap, the time in all and the slowest tasks."""
         self._finish_play()
         super().v2_playbook_on_stats(stats)
-        slowest = ", ".join(f"{name} {seconds:.0f} s" for seconds, name in sorted(self._times, reverse=True)[:SLOWEST] if seconds >= 1)
-        self._display.display(f"{time.monotonic() - self._began:.0f} s in all{'; slowest: ' + slowest if slowest else ''}\n")
+        slowest = ", ".join(
+            f"{name} {seconds:.0f} s" for seconds, name in sorted(self._times, reverse=True)[:SLOWEST] if seconds >= 1
+        )
+        self._display.display(
+            f"{time.monotonic() - self._began:.0f} s in all{'; slowest: ' + slowest if slowest else ''}\n"
+        )

@@ -120,7 +120,7 @@ class RuleEngineOperator(BaseOperator):
         deferrable: bool = True,
         defer_after: float = 2.0,
         patience: float = 300.0,
-        **kwargs: Any,  # noqa: ANN401 - BaseOperator's own
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.transformation_service_url = transformation_service_url

@@ -1,4 +1,5 @@
-# Managed by Ansible (role airflow). FAB's settings: users live in the metadata database.
+"""FAB's settings: users live in the metadata database. Managed by Ansible (role airflow)."""
+
 from flask_appbuilder.const import AUTH_DB
 
 AUTH_TYPE = AUTH_DB

@@ -7,8 +7,8 @@ DOCUMENTATION = r"""
 module: airflow_health
 short_description: Wait until Airflow is healthy
 description:
-  - Asks the API server for its version and for the state of scheduler, triggerer, dag-processor and metadata database, and
-    sends one request to the execution API, whose first answer after a start takes longer than a task would wait.
+  - Asks the API server for its version and for the state of scheduler, triggerer, dag-processor and metadata database,
+    and sends one request to the execution API, whose first answer after a start takes longer than a task would wait.
   - Asks the log server of a worker.
   - The health page answers 200 whatever it says, so its text is what counts.
 options:
@@ -51,7 +51,11 @@ def fetch(url: str) -> Any:
 def unhealthy(health: dict[str, dict[str, Any]]) -> list[str]:
     """Name the components that are not healthy in the answer of /api/v2/monitor/health."""
     wanted = ("metadatabase", "scheduler", "triggerer", "dag_processor")
-    return [f"{name} is {health.get(name, {}).get('status')}" for name in wanted if health.get(name, {}).get("status") != "healthy"]
+    return [
+        f"{name} is {health.get(name, {}).get('status')}"
+        for name in wanted
+        if health.get(name, {}).get("status") != "healthy"
+    ]
 
 
 def problems(api: str, version: str, worker: bool) -> list[str]:
@@ -93,7 +97,9 @@ def main() -> None:
         if not found:
             module.exit_json(changed=False, waited=waited)
         if waited > p["seconds"]:
-            module.fail_json(msg=f"Not healthy after {waited} s: {'; '.join(found)}. `journalctl -u 'airflow-*'` on this host says why.")
+            module.fail_json(
+                msg=f"Not healthy after {waited} s: {'; '.join(found)}. `journalctl -u 'airflow-*'` there says why."
+            )
         time.sleep(PAUSE_SECONDS)
 
 

@@ -7,8 +7,8 @@ DOCUMENTATION = r"""
 module: airflow_metadata
 short_description: Migrate Airflow's metadata database and keep its administrator
 description:
-  - Migrates only when the database is not at the versions that this venv left it at. Starting Airflow to learn that costs
-    seconds, so the venv remembers them and the check is one SQL query.
+  - Migrates only when the database is not at the versions that this venv left it at. Starting Airflow to learn that
+    costs seconds, so the venv remembers them and the check is one SQL query.
   - Runs with the Python of Airflow's venv.
 options:
   venv: {description: Airflow's venv., type: path, required: true}
@@ -74,8 +74,12 @@ def keep_user(wanted: dict[str, str]) -> None:
             user = manager.find_user(username=wanted["user"])
             if user is None:
                 role = manager.find_role("Admin")
-                if not manager.add_user(wanted["user"], "Platform", "Administrator", wanted["email"], role, wanted["password"]):
-                    raise RuntimeError(f"FAB refused to create {wanted['user']}: is {wanted['email']} another user's address?")
+                if not manager.add_user(
+                    wanted["user"], "Platform", "Administrator", wanted["email"], role, wanted["password"]
+                ):
+                    raise RuntimeError(
+                        f"FAB refused to create {wanted['user']}: is {wanted['email']} another user's address?"
+                    )
             else:
                 user.active = True
                 manager.update_user(user)
@@ -117,7 +121,7 @@ def main() -> None:
         # The text names host, database and role; libpq never puts the password into it.
         module.fail_json(
             msg=f"The metadata database does not answer: {str(error).strip()}. Check airflow_metadata_host, the role's "
-            "password (postgresql_airflow_password) and that pg_hba and the firewall let this host in."
+            "password (airflow_metadata_password) and that pg_hba and the firewall let this host in."
         )
     current = before and remembered.exists() and json.loads(remembered.read_text()) == before
     if not current:
@@ -125,12 +129,14 @@ def main() -> None:
         if not module.check_mode:
             # fmt: off
             done = subprocess.run(
-                [f"{p['venv']}/bin/airflow", "db", "migrate"], env=environment(), user="airflow", group="airflow", extra_groups=[],
-                cwd="/", capture_output=True, text=True, check=False,
+                [f"{p['venv']}/bin/airflow", "db", "migrate"], env=environment(), cwd="/",
+                user="airflow", group="airflow", extra_groups=[], capture_output=True, text=True, check=False,
             )
             # fmt: on
             if done.returncode:
-                module.fail_json(msg="`airflow db migrate` failed", stderr=done.stderr[-4000:], stdout=done.stdout[-4000:])
+                module.fail_json(
+                    msg="`airflow db migrate` failed", stderr=done.stderr[-4000:], stdout=done.stdout[-4000:]
+                )
             with psycopg2.connect(url, connect_timeout=10) as connection, connection.cursor() as cursor:
                 after = versions(cursor)
             remembered.write_text(json.dumps(after))
@@ -144,7 +150,9 @@ def main() -> None:
                 keep_user(p)
             except RuntimeError as error:
                 module.fail_json(msg=str(error))
-    module.exit_json(changed=bool(actions), actions=actions, diff={"before": "", "after": "".join(f"{a}\n" for a in actions)})
+    module.exit_json(
+        changed=bool(actions), actions=actions, diff={"before": "", "after": "".join(f"{a}\n" for a in actions)}
+    )
 
 
 if __name__ == "__main__":

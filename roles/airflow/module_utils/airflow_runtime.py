@@ -9,7 +9,7 @@ from pathlib import Path
 HOME = "/opt/airflow"
 CONFIGURATION = "/etc/airflow/airflow.cfg"
 CREDENTIALS = "/etc/airflow/credentials"
-# The options that carry a secret, by the name of the credential's file. systemd units hand the same files to the services.
+# The options that carry a secret, by the name of the credential's file; systemd hands the same files to the services.
 OPTIONS = {
     "sql_alchemy_conn": "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
     "sql_alchemy_conn_async": "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC",
@@ -33,7 +33,9 @@ def environment(credentials: str = CREDENTIALS) -> dict[str, str]:
     """
     if not Path(CONFIGURATION).exists():
         raise FileNotFoundError(f"{CONFIGURATION}: Airflow is not installed on this host")
-    secrets = {option: credential(name, credentials) for name, option in OPTIONS.items() if Path(credentials, name).exists()}
+    secrets = {
+        option: credential(name, credentials) for name, option in OPTIONS.items() if Path(credentials, name).exists()
+    }
     return {
         "AIRFLOW_HOME": HOME,
         "AIRFLOW_CONFIG": CONFIGURATION,
@@ -49,17 +51,20 @@ def environment(credentials: str = CREDENTIALS) -> dict[str, str]:
 def enter_airflow(credentials: str = CREDENTIALS) -> None:
     """Import Airflow in this process, as the services see it but as root.
 
-    Root, because a module's own code lies in an archive that no other user can read; so it must run no DAG author's code, and it
-    logs where the services do not. Start-up messages go to stderr: a module's stdout is its JSON answer. Raises
-    FileNotFoundError before Airflow is installed.
+    Root, because a module's own code lies in an archive that no other user can read; so it must run no DAG author's
+    code, and it logs where the services do not. Start-up messages go to stderr: a module's stdout is its JSON answer.
+    Raises FileNotFoundError before Airflow is installed.
     """
-    os.environ |= environment(credentials) | {"AIRFLOW__LOGGING__BASE_LOG_FOLDER": "/run/airflow-ansible", "HOME": "/root"}
+    os.environ |= environment(credentials) | {
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": "/run/airflow-ansible",
+        "HOME": "/root",
+    }
     os.chdir("/")
     with quiet_stdout():
         import airflow.settings  # noqa: F401
 
 
-class quiet_stdout:  # noqa: N801 - used like contextlib's functions
+class quiet_stdout:
     """Send file descriptor 1 to 2 for the body of a ``with`` statement."""
 
     def __enter__(self) -> None:

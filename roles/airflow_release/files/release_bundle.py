@@ -30,7 +30,7 @@ class ReleaseBundle(BaseDagBundle):
 
     supports_versioning = True
 
-    def __init__(self, *, root: str, **kwargs: Any) -> None:  # noqa: ANN401 - the base class's own
+    def __init__(self, *, root: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.releases = Path(root, "releases")
         self.link = Path(root, "current")

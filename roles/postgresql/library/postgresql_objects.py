@@ -111,7 +111,7 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def setting_text(value: Any) -> str:  # noqa: ANN401 - what YAML gives
+def setting_text(value: Any) -> str:
     """Return a setting's value as the server stores it; a list (search_path) quotes only names that need it."""
     if isinstance(value, bool):
         return "on" if value else "off"
@@ -120,7 +120,7 @@ def setting_text(value: Any) -> str:  # noqa: ANN401 - what YAML gives
     return str(value)
 
 
-def setting_sql(value: Any) -> str:  # noqa: ANN401 - what YAML gives
+def setting_sql(value: Any) -> str:
     """Return a setting's value for ALTER ROLE SET; the elements of a list are constants of their own."""
     items = value if isinstance(value, list) else [setting_text(value)]
     return ", ".join(literal(str(item)) for item in items)

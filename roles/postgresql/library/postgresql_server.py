@@ -100,13 +100,13 @@ def newest(paths: list[str]) -> float:
     return max((os.stat(path).st_mtime for path in paths if os.path.exists(path)), default=0.0)
 
 
-def _ask(params: dict[str, Any], query: str) -> Any:  # noqa: ANN401 - one value of whatever type the query has
+def _ask(params: dict[str, Any], query: str) -> Any:
     with session(params) as connection, connection.cursor() as cursor:
         cursor.execute(query)
         return cursor.fetchone()[0]
 
 
-def _wait_for_answer(params: dict[str, Any], query: str, deadline: float) -> Any:  # noqa: ANN401 - as above
+def _wait_for_answer(params: dict[str, Any], query: str, deadline: float) -> Any:
     """Retry while the server starts or recovers; a new connection each time, as the postmaster forks from its state."""
     while True:
         try:

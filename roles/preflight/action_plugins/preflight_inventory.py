@@ -88,7 +88,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
         members = {host for name in tables["groups"] for host in groups.get(name, [])}
         hosts = [host for host in groups["all"] if host in members]
 
-        def read(host: str, name: str) -> Any:  # noqa: ANN401  (a variable may be anything)
+        def read(host: str, name: str) -> Any:
             if name not in hostvars[host]:
                 raise checks.Unavailable("not set")
             try:
@@ -98,7 +98,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
                 locked = "vault secret" in said.lower() or "decryption failed" in said.lower()
                 raise checks.Unavailable("a vault without its password" if locked else f"fails: {said}") from error
 
-        def read_or_default(host: str, name: str) -> Any:  # noqa: ANN401
+        def read_or_default(host: str, name: str) -> Any:
             try:
                 return read(host, name)
             except checks.Unavailable:
@@ -157,7 +157,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
         return result
 
 
-def plain(value: object) -> Any:  # noqa: ANN401
+def plain(value: object) -> Any:
     """Return a variable's value as plain Python, which evaluates every expression in it."""
     if isinstance(value, str):
         return str(value)

@@ -7,8 +7,8 @@ DOCUMENTATION = r"""
 module: test_hosts
 short_description: Make, keep or remove local hosts
 description:
-  - Takes the whole wanted set of hosts and makes it so, in one call - image, network, package cache, SSH key and containers.
-  - Writes nothing outside I(state_directory) and podman's storage. Podman's settings go into a C(containers.conf) of its own.
+  - Takes the whole wanted set of hosts and makes it so, in one call - image, network, cache, SSH key, containers.
+  - Writes nothing outside I(state_directory) and podman's storage; podman's settings go into a file of its own there.
 options:
   state: {description: Whether the hosts exist., choices: [present, absent, purged], default: present}
   namespace: {description: Prefix of all names., required: true}
@@ -58,7 +58,7 @@ BOOT_SECONDS = 90
 IMAGE = "localhost/airflow-test-host"
 CACHE = "airflow-test-host-cache"
 NEEDED = ("podman", "mmdebstrap", "iptables", "ssh-keygen", "aardvark-dns")  # netavark drives iptables
-# SYS_ADMIN: units' sandboxing; NET_ADMIN: the firewall; SYS_PTRACE: PrivateUsers beside ProtectProc, as Debian's redis has it.
+# SYS_ADMIN: units' sandboxing; NET_ADMIN: the firewall; SYS_PTRACE: PrivateUsers beside ProtectProc, as redis has it.
 CAPABILITIES = "SYS_ADMIN,NET_ADMIN,SYS_PTRACE"
 
 
@@ -69,8 +69,8 @@ class Refused(Exception):
 def debian_sources(texts: list[str], codename: str, suite: str) -> list[str]:
     """Turn the controller's apt sources into one-line sources of another suite.
 
-    Takes the texts of ``sources.list`` and deb822 ``*.sources`` files. Keeps only Debian's own suites of component ``main``:
-    a third party's repository may not have the wanted suite.
+    Takes the texts of ``sources.list`` and deb822 ``*.sources`` files. Keeps only Debian's own suites of component
+    ``main``: a third party's repository may not have the wanted suite.
     """
     pockets = {codename + pocket: suite + pocket for pocket in ("", "-updates", "-security")}
     found: list[str] = []
@@ -90,7 +90,9 @@ def debian_sources(texts: list[str], codename: str, suite: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def runtime_settings(*, hybrid_cgroups: bool, may_raise_limits: bool, systemd: bool, networks: str, pid_max: int) -> str:
+def runtime_settings(
+    *, hybrid_cgroups: bool, may_raise_limits: bool, systemd: bool, networks: str, pid_max: int
+) -> str:
     """Return a containers.conf for this machine; the conditions are facts about its kernel and privileges."""
     lines = ["[containers]"]
     if not may_raise_limits:
@@ -176,22 +178,24 @@ class Hosts:
         path = os.environ["PATH"] + ":/usr/sbin:/usr/lib/podman"
         missing = [name for name in NEEDED if not shutil.which(name, path=path)]
         if missing:
-            raise Refused(f"Not installed: {', '.join(missing)}. `make bootstrap` installs them from Debian's packages.")
+            raise Refused(
+                f"Not installed: {', '.join(missing)}. `make bootstrap` installs them from Debian's packages."
+            )
         if running:
             return
         meminfo = Path("/proc/meminfo").read_text()
         memory = int(re.search(r"^MemAvailable:\s*(\d+)", meminfo, re.MULTILINE)[1]) // 1024  # type: ignore[index]
         if memory < self.p["minimum_memory_mb"]:
             raise Refused(
-                f"{memory} MiB of memory are available and {self.p['minimum_memory_mb']} are needed: free some memory, or make "
-                "fewer hosts and lower test_host_minimum_memory_mb."
+                f"{memory} MiB of memory are available and {self.p['minimum_memory_mb']} are needed: free some memory, "
+                "or make fewer hosts and lower test_host_minimum_memory_mb."
             )
         storage = Path("/var/lib/containers")
         disk = shutil.disk_usage(storage if storage.exists() else storage.parent).free // 2**20
         if disk < self.p["minimum_disk_mb"]:
             raise Refused(
-                f"{disk} MiB of disk are free under {storage} and {self.p['minimum_disk_mb']} are needed: free some disk "
-                "(`make purge` removes the image and the package cache)."
+                f"{disk} MiB of disk are free under {storage} and {self.p['minimum_disk_mb']} are needed: free some "
+                "disk (`make purge` removes the image and the package cache)."
             )
 
     # --- what is made ------------------------------------------------------------------------------------------------
@@ -200,7 +204,9 @@ class Hosts:
         """Make the SSH key of this set of hosts."""
         key = self.directory / "id_ed25519"
         if not key.exists() and self.do("make the SSH key"):
-            self.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"test-hosts-{self.p['namespace']}", "-f", str(key))
+            self.run(
+                "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"test-hosts-{self.p['namespace']}", "-f", str(key)
+            )
 
     def image(self) -> str:
         """Return the image's reference, after building it where it is not there."""
@@ -252,10 +258,11 @@ class Hosts:
     def network(self) -> str:
         """Return the network's name, after making it where it is not there."""
         name = f"{self.p['namespace']}-hosts"
-        if not self.run("podman", "network", "ls", "--quiet", "--filter", f"name=^{name}$").strip() and self.do("make the network"):
-            # fmt: off
-            self.run("podman", "network", "create", "--label", self.label, "--subnet", f"{self.p['network_prefix']}.0/24", name)
-            # fmt: on
+        if not self.run("podman", "network", "ls", "--quiet", "--filter", f"name=^{name}$").strip() and self.do(
+            "make the network"
+        ):
+            subnet = f"{self.p['network_prefix']}.0/24"
+            self.run("podman", "network", "create", "--label", self.label, "--subnet", subnet, name)
         return name
 
     def start(self, host: dict[str, str], name: str, image: str, network: str) -> None:
@@ -299,7 +306,8 @@ class Hosts:
         (self.directory / "known_hosts").write_text(known)
         # `ssh -F .local/<namespace>/ssh_config worker-1`, for people and for the tests.
         config = (
-            f"Host *\n  User deploy\n  IdentityFile {self.directory}/id_ed25519\n  UserKnownHostsFile {self.directory}/known_hosts\n"
+            f"Host *\n  User deploy\n  IdentityFile {self.directory}/id_ed25519\n"
+            f"  UserKnownHostsFile {self.directory}/known_hosts\n"
             f"  ControlMaster auto\n  ControlPath {self.directory}/%h.ssh\n  ControlPersist 10m\n"
         )
         config += "".join(f"Host {host['name']}\n  HostName {host['address']}\n" for host in self.p["hosts"])
@@ -345,10 +353,14 @@ class Hosts:
                 self.do(f"remove {name}")
             if not self.check and self.containers():
                 self.run("podman", "rm", "--force", "--time", "0", *self.containers())
-            if self.run("podman", "network", "ls", "--quiet", "--filter", f"label={self.label}").strip() and self.do("remove the network"):
+            if self.run("podman", "network", "ls", "--quiet", "--filter", f"label={self.label}").strip() and self.do(
+                "remove the network"
+            ):
                 self.run("podman", "network", "rm", f"{self.p['namespace']}-hosts")
         if purge:
-            if self.run("podman", "volume", "ls", "--quiet", "--filter", f"name=^{CACHE}$").strip() and self.do("remove the package cache"):
+            if self.run("podman", "volume", "ls", "--quiet", "--filter", f"name=^{CACHE}$").strip() and self.do(
+                "remove the package cache"
+            ):
                 self.run("podman", "volume", "rm", CACHE)
             images = self.run("podman", "image", "ls", "--quiet", IMAGE).split()
             if images and self.do("remove the image"):
