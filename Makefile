@@ -7,8 +7,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 unexport PYTHONDONTWRITEBYTECODE
 PLAYBOOK := ansible-playbook -i inventories/$(ENV) $(ARGS)
+# Verbs that make or remove hosts touch this machine only, whatever ENV says.
+LOCAL := ansible-playbook -i inventories/local $(ARGS)
 
-.PHONY: help bootstrap up down purge deploy smoke status preflight test lint unit scenario lock
+.PHONY: help bootstrap up down purge site deploy smoke status preflight test lint unit scenario lock
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,15 +19,18 @@ bootstrap: ## Make this machine ready: Debian packages, Python, the locked venv
 	@.ci/bootstrap
 
 up: bootstrap ## Local hosts, the whole platform on them, and the proof that it works
-	@$(PLAYBOOK) playbooks/test_hosts.yml
-	@$(PLAYBOOK) playbooks/site.yml
+	@$(LOCAL) playbooks/test_hosts.yml
+	@$(LOCAL) playbooks/site.yml
 	@printf 'Airflow is at http://scheduler-1:8080 - user admin, password in .local/local/secrets/airflow_admin_password\n'
 
 down: bootstrap ## Remove the local hosts and all that `up` made, but for the image and the package cache
-	@$(PLAYBOOK) playbooks/test_hosts.yml -e test_host_state=absent
+	@$(LOCAL) playbooks/test_hosts.yml -e test_host_state=absent
 
 purge: bootstrap ## `down`, and the image and the package cache as well
-	@$(PLAYBOOK) playbooks/test_hosts.yml -e test_host_state=purged
+	@$(LOCAL) playbooks/test_hosts.yml -e test_host_state=purged
+
+site: bootstrap ## Deploy the platform on the hosts of ENV and prove that it works
+	@$(PLAYBOOK) playbooks/site.yml
 
 preflight: bootstrap ## Check the inventory and its hosts; change nothing
 	@$(PLAYBOOK) playbooks/preflight.yml

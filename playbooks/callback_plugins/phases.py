@@ -71,7 +71,7 @@ class CallbackModule(Default):  # type: ignore[misc]
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
         """Count the plays, those of imported playbooks included."""
-        self._plays = len(playbook.get_plays())
+        self._play_number, self._plays = 0, len(playbook.get_plays())
         super().v2_playbook_on_start(playbook)
 
     def v2_playbook_on_play_start(self, play: Play) -> None:
@@ -144,6 +144,16 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Say nothing of skipped items."""
         if self._verbose:
             super().v2_runner_item_on_skipped(result)
+
+    def v2_playbook_on_include(self, included_file: Any) -> None:
+        """Say nothing of included files."""
+        if self._verbose:
+            super().v2_playbook_on_include(included_file)
+
+    def v2_runner_retry(self, result: Any) -> None:
+        """Say nothing of a try that is followed by another."""
+        if self._verbose:
+            super().v2_runner_retry(result)
 
     def v2_on_file_diff(self, result: Any) -> None:
         """Print a diff below its task's name and host."""
