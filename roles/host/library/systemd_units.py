@@ -49,7 +49,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 # The main process, not the unit: a unit between two automatic restarts counts as leaving 'inactive' already.
 STARTED = "ExecMainStartTimestampMonotonic"
-PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", STARTED)
+PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", "DropInPaths", STARTED)
 
 
 def parse_show(text: str) -> list[dict[str, str]]:
@@ -68,6 +68,17 @@ def newer_files(paths: list[str], start: float, changed: set[str]) -> list[str]:
             return False
 
     return [path for path in paths if path in changed or is_newer(path)]
+
+
+def needs_reload(unit: dict[str, Any], shown: dict[str, str]) -> bool:
+    """Tell whether systemd knows an older state of the unit's files, or none.
+
+    systemd 252 (Debian 12) says no to NeedDaemonReload when the folder of a drop-in is new, so those are compared too.
+    """
+    known = shown.get("DropInPaths", "").split()
+    drop_ins = [path for path in unit["restart_after"] if path.split("/")[-2:-1] == [f"{unit['name']}.d"]]
+    unread = any(path not in known and os.path.exists(path) for path in drop_ins)
+    return unread or shown.get("NeedDaemonReload") == "yes" or shown.get("LoadState") == "not-found"
 
 
 def plan(unit: dict[str, Any], shown: dict[str, str], boot: float, changed: set[str]) -> tuple[list[str], list[str]]:
@@ -134,9 +145,7 @@ def main() -> None:
     units = module.params["units"]
     names = [unit["name"] for unit in units]
     shown = _show(module, names)
-    if not module.check_mode and any(
-        entry.get("NeedDaemonReload") == "yes" or entry.get("LoadState") == "not-found" for entry in shown
-    ):
+    if not module.check_mode and any(map(needs_reload, units, shown)):
         _systemctl(module, "daemon-reload")
         shown = _show(module, names)
 

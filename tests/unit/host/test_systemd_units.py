@@ -65,3 +65,14 @@ def test_check_mode_foresees_the_restart_for_a_file_that_would_change(module: Mo
 def test_show_is_split_into_units(module: ModuleType) -> None:
     text = "Id=a.service\nActiveState=active\n\nId=b.service\nActiveState=inactive\n"
     assert [entry["Id"] for entry in module.parse_show(text)] == ["a.service", "b.service"]
+
+
+def test_a_drop_in_that_systemd_has_not_read_needs_a_reload(module: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "a.service.d" / "platform.conf"
+    wanted = unit(restart_after=[str(path), str(tmp_path / "a.conf")])
+    said_no = shown(NeedDaemonReload="no", LoadState="loaded", DropInPaths="")
+    assert not module.needs_reload(wanted, said_no), "the file is not there yet"
+    path.parent.mkdir()
+    path.touch()
+    assert module.needs_reload(wanted, said_no)
+    assert not module.needs_reload(wanted, {**said_no, "DropInPaths": f"/lib/x.conf {path}"})
