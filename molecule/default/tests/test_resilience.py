@@ -57,6 +57,7 @@ def assert_each_record_once(platform: Platform, slot: str, before: dict[str, int
     answer = platform.finish(run_id, 90)
     log = platform.redact(platform.log(run_id, "apply_rules"))
     assert answer["state"] == "success", log
+    assert f"slot {slot}) has succeeded" in log, "a task that waited in the triggerer shows no log of its worker"
     after = platform.ledger(slot)
     assert after["rows"] == after["records"] == before["total"] >= RECORDS
     assert after["transform_count"] - before["transform_count"] == before["total"], "effects and ledger differ"

@@ -30,8 +30,8 @@ def test_it_ran_the_live_release(platform: Platform, run: Run) -> None:
 def test_its_log_is_read_through_the_api_from_the_worker_that_has_it(platform: Platform, run: Run) -> None:
     worker = run.tasks["apply_rules"]["hostname"]
     log = platform.log(run.run_id, "apply_rules")
-    assert f"slot {run.slot}" in log
     assert f"http://{worker}:8793/" in log, "the API server did not fetch it from the worker"
+    assert f"slot {run.slot}" in log
     assert not any(value in log for value in platform.secrets.values())
 
 
