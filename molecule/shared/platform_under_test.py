@@ -3,7 +3,7 @@
 Which set of hosts: ``PLATFORM_NAMESPACE`` (default ``molecule``) names a folder of ``.local`` that role test_host made;
 ``PLATFORM_INVENTORY`` (default ``inventories/local``) gives groups and wanted flows. So the same tests run on the hosts
 of ``make up``: ``PLATFORM_NAMESPACE=local pytest molecule/default/tests``. Those that kill things run
-on Molecule's hosts alone unless asked for with ``-m kills``.
+on Molecule's hosts alone unless asked for with ``-m kills`` or ``PLATFORM_DISPOSABLE=1``.
 """
 
 from __future__ import annotations

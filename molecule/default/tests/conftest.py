@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Unasked, only hosts that nobody works on are hurt.
     asked = config.option.markexpr
-    disposable = platform_under_test.load().namespace == "molecule"
+    disposable = platform_under_test.load().namespace == "molecule" or "PLATFORM_DISPOSABLE" in os.environ
     for item in items:
         if item.get_closest_marker("slow") and "slow" not in asked:
             item.add_marker(pytest.mark.skip(reason="takes minutes: run it with -m slow"))
