@@ -13,13 +13,13 @@ from roles.test_host.library.test_hosts import Hosts, Refused, debian_sources, r
 
 DEB822 = """\
 Types: deb deb-src
-URIs: http://deb.debian.org/debian
+URIs: http://mirror.example/debian
 Suites: bookworm bookworm-updates
 Components: main contrib
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 
 Types: deb
-URIs: http://deb.debian.org/debian-security
+URIs: http://mirror.example/debian-security
 Suites: bookworm-security
 Components: main
 """
@@ -27,9 +27,9 @@ Components: main
 
 def test_the_controllers_mirror_serves_the_other_suite():
     assert debian_sources([DEB822], "bookworm", "trixie") == [
-        "deb http://deb.debian.org/debian trixie main",
-        "deb http://deb.debian.org/debian trixie-updates main",
-        "deb http://deb.debian.org/debian-security trixie-security main",
+        "deb http://mirror.example/debian trixie main",
+        "deb http://mirror.example/debian trixie-updates main",
+        "deb http://mirror.example/debian-security trixie-security main",
     ]
 
 
@@ -44,9 +44,9 @@ def test_one_line_sources_with_options():
     "foreign",
     [
         "deb https://download.docker.com/linux/debian bookworm stable\n",
-        "deb-src http://deb.debian.org/debian bookworm main\n",
-        "deb http://deb.debian.org/debian bookworm-backports main\n",
-        "deb http://deb.debian.org/debian sid main\n",
+        "deb-src http://mirror.example/debian bookworm main\n",
+        "deb http://mirror.example/debian bookworm-backports main\n",
+        "deb http://mirror.example/debian sid main\n",
         "Types: deb-src\nURIs: http://x\nSuites: bookworm\nComponents: main\n",
         "",
     ],
@@ -56,7 +56,7 @@ def test_sources_that_the_other_suite_may_not_have_are_left_out(foreign):
 
 
 def test_a_source_in_two_files_counts_once():
-    line = "deb http://deb.debian.org/debian bookworm main\n"
+    line = "deb http://mirror.example/debian bookworm main\n"
     assert len(debian_sources([line, DEB822, line], "bookworm", "trixie")) == 3
 
 
