@@ -208,9 +208,10 @@ class RuleEngineOperator(BaseOperator):
                 idempotency_key=idempotency_key(self.entity_type, slot, self.rules, after),
             )
             if not (job.get("replayed") and job["state"] in {"failed", "cancelled"}):
+                done = job.get("replayed") and job["state"] == "succeeded"
                 self.log.info(
                     "%s transformation job %s: %s, slot %s, rules %s",
-                    "Joined" if job.get("replayed") else "Started",
+                    "Nothing to do, this slot was done by" if done else "Joined" if job.get("replayed") else "Started",
                     job["id"],
                     self.entity_type,
                     slot,

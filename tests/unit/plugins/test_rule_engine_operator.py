@@ -197,6 +197,23 @@ def test_a_job_that_stays_dead_gets_the_same_successor_every_time(service: FakeS
     assert keys[1] == keys[3] == idempotency_key("User", SLOT, RULES, "first")
 
 
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        (job_document("succeeded", replayed=True), "Nothing to do, this slot was done by"),
+        (job_document("running", replayed=True), "Joined"),
+        (job_document("succeeded"), "Started"),
+    ],
+)
+def test_it_says_who_does_the_work(service: FakeService, waits, context, monkeypatch, first, says):
+    said: list[str] = []
+    log = SimpleNamespace(info=lambda text, *values: said.append(text % values), warning=lambda _: None)
+    monkeypatch.setattr(RuleEngineOperator, "log", log)
+    service.say(first, job_document("succeeded"))
+    assert operator().execute(context)["state"] == "succeeded"
+    assert said[0].startswith(f"{says} transformation job {first['id']}: User, slot {SLOT}, rules ")
+
+
 def test_a_job_that_has_succeeded_before_is_not_repeated(service: FakeService, context):
     service.say(job_document("succeeded", replayed=True))
     assert operator().execute(context)["replayed"] is True
