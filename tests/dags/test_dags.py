@@ -1,41 +1,50 @@
-"""What every DAG of the repository must keep, whoever adds it; loaded as a release, as the deployment does."""
+"""Every DAG of the repository, whoever adds it, loaded as a release as the deployment does."""
 
 from __future__ import annotations
 
-import os
+import copy
 import runpy
-import shutil
-import tempfile
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
-os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-home-"))  # before anything imports airflow
-
+import dag_checks as checks
 import pytest
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("release")
-    for part in ("dags", "plugins", "scripts"):
-        if (REPOSITORY / part).is_dir():
-            shutil.copytree(REPOSITORY / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPOSITORY / ".airflowignore", root)
-    return root
+FILES = {
+    "00_master_orchestration.py": "master_orchestration",
+    "01_user_transformation.py": "user_transformation",
+    "02_application_transformation.py": "application_transformation",
+    "03_discovery_transformation.py": "discovery_transformation",
+}
+TRANSFORMATIONS = {
+    "user_transformation": (
+        "0 2 * * *",
+        "User",
+        ["normalize_phone", "standardize_email", "deduplicate"],
+        1000,
+    ),
+    "application_transformation": ("0 3 * * *", "Application", ["normalize_name", "validate_category"], 500),
+    "discovery_transformation": (
+        "0 4 * * *",
+        "DiscoveryMetadata",
+        ["validate_schema", "enrich_metadata"],
+        2000,
+    ),
+}
 
 
 @pytest.fixture(scope="session")
 def dags(release: Path) -> dict[str, DAG]:
-    from airflow.dag_processing.dagbag import BundleDagBag
-
-    bag = BundleDagBag(release, bundle_path=release, bundle_name="releases")
-    assert bag.import_errors == {}
+    bag = checks.load(release)
+    assert bag.import_errors == {}  # a cycle is one of them
     return bag.dags
 
 
@@ -46,55 +55,155 @@ def test_the_deployment_accepts_them(release: Path):
     assert set(result["dags"].values()) == {str(path.relative_to(release)) for path in (release / "dags").glob("*.py")}
 
 
-def test_each_can_be_found_and_read_about(dags):
-    for dag_id, dag in dags.items():
-        assert dag.tags, f"{dag_id}: no tags"
-        assert dag.description, f"{dag_id}: no description"
-        assert dag.doc_md, f"{dag_id}: the module's docstring is its manual: doc_md=__doc__"
-        assert len(dag.doc_md) > 200, f"{dag_id}: a manual says more"
+def test_each_file_holds_one(dags, release: Path):
+    assert {Path(dag.fileloc).name: dag_id for dag_id, dag in dags.items()} == FILES
+    assert len(dags) == len(list((release / "dags").glob("*.py")))
 
 
-def test_none_makes_up_for_the_past_and_all_run_in_utc(dags):
-    for dag_id, dag in dags.items():
-        assert dag.catchup is False, f"{dag_id}: catchup"
-        assert str(dag.timezone) == "UTC", f"{dag_id}: {dag.timezone}"
-        assert dag.max_active_runs <= 4, f"{dag_id}: max_active_runs"
+@pytest.mark.parametrize("check", checks.EVERY_DAG, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("dag_id", FILES.values())
+def test_every_dag(dags, dag_id: str, check: Callable[[DAG], None]):
+    check(dags[dag_id])
 
 
-def test_a_lost_worker_costs_no_run(dags):
-    for task in _working_tasks(dags):
-        assert task.retries >= 2, f"{task.task_id}: retries"
-        assert task.retry_exponential_backoff, f"{task.task_id}: retry_exponential_backoff"
-        assert task.max_retry_delay is not None, f"{task.task_id}: max_retry_delay"
-        assert task.max_retry_delay <= timedelta(minutes=30), f"{task.task_id}: max_retry_delay"
-        assert task.owner not in {"", "airflow"}, f"{task.task_id}: owner"
+def test_no_dag_triggers_an_unknown_one(dags):
+    for dag in dags.values():
+        checks.triggers_what_exists(dag, dags)
 
 
-def test_every_task_ends_before_a_worker_may_stop_it(dags):
-    longest = timedelta(hours=1)  # roles/airflow: airflow_longest_task_seconds, the worker's TimeoutStopSec
-    for task in _working_tasks(dags):
-        assert task.execution_timeout is not None, f"{task.task_id}: execution_timeout"
-        assert task.execution_timeout < longest, f"{task.task_id}: execution_timeout"
+@pytest.mark.parametrize("file", FILES)
+def test_no_file_imports_what_airflow_3_has_moved(release: Path, file: str):
+    checks.imports_what_airflow_3_has((release / "dags" / file).read_text())
 
 
-def _working_tasks(dags):
-    return [task for dag in dags.values() for task in dag.tasks if not task.inherits_from_empty_operator]
-
-
-def test_user_transformation(dags):
-    dag = dags["user_transformation"]
-    assert dag.schedule == "0 2 * * *"
-    assert dag.max_active_runs > 1, "a failed run that waits for its retry would hold up every other slot"
+@pytest.mark.parametrize("dag_id", TRANSFORMATIONS)
+def test_transformations(dags, dag_id: str):
+    dag = dags[dag_id]
+    schedule, entity, rules, batch_size = TRANSFORMATIONS[dag_id]
+    assert dag.schedule == schedule
     assert [task.task_id for task in dag.topological_sort()] == ["start", "apply_rules", "end"]
     task = dag.get_task("apply_rules")
-    assert task.entity_type == "User"
-    assert task.rules == ["normalize_phone", "standardize_email", "deduplicate"]
-    assert task.batch_size == 1000
+    assert (task.entity_type, task.rules, task.batch_size) == (entity, rules, batch_size)
     assert task.deferrable is True
     assert task.transformation_service_url == "{{ var.value.transformation_service_url }}"
-    assert dag.params["slot"] is None
-    dag.params["slot"] = "2026-01-31T02:00:00Z"
-    assert dag.params["slot"] == "2026-01-31T02:00:00Z"
+    for fact in (*rules, str(batch_size), f"0{schedule.split()[1]}:00 UTC"):
+        assert fact in dag.doc_md, f"the manual lacks {fact}"
+
+
+@pytest.mark.parametrize("dag_id", TRANSFORMATIONS)
+def test_the_service_knows_their_rules_and_entities(dags, dag_id: str):
+    from transformation_service.entities import ENTITIES
+    from transformation_service.rules import RULES
+
+    task = dags[dag_id].get_task("apply_rules")
+    assert task.entity_type in ENTITIES
+    for rule in task.rules:
+        assert task.entity_type in RULES[rule].fields
+
+
+@pytest.mark.parametrize("dag_id", FILES.values())
+def test_a_slot_may_be_given(dags, dag_id: str):
+    from airflow.sdk.exceptions import ParamValidationError
+
+    params = copy.deepcopy(dags[dag_id].params)
+    assert params["slot"] is None
+    params["slot"] = "2026-01-31T02:00:00Z"
+    assert params["slot"] == "2026-01-31T02:00:00Z"
+    with pytest.raises(ParamValidationError):
+        params["slot"] = 20260131
+
+
+def test_the_master_runs_the_three_in_order(dags):
+    dag = dags["master_orchestration"]
+    assert dag.schedule == "0 1 * * *"
+    order = [task.task_id for task in dag.topological_sort()]
+    assert order == ["start", *(f"trigger_{dag_id}" for dag_id in TRANSFORMATIONS), "end"]
+    for before, after in pairwise(order):
+        assert dag.get_task(after).upstream_task_ids == {before}
+        assert dag.get_task(after).trigger_rule == "all_success"  # a failure stops what comes after it
+
+
+def test_the_master_waits_long_enough_for_all_three(dags):
+    waits = dags["master_orchestration"].dagrun_timeout
+    assert waits >= sum((dags[dag_id].dagrun_timeout for dag_id in TRANSFORMATIONS), type(waits)())
+
+
+@pytest.fixture
+def trigger(dags):
+    return dags["master_orchestration"].get_task("trigger_application_transformation")
+
+
+def test_a_failed_transformation_fails_its_task_in_the_master_without_another_try(trigger):
+    from airflow.sdk import RetryAction
+
+    event = {"run_ids": ["run"], "run": "failed"}
+    with pytest.raises(Exception, match="application_transformation failed") as failure:
+        trigger.execute_complete({}, ("path", event))
+    decision = trigger.retry_policy.evaluate(failure.value, 1, trigger.retries)
+    assert decision.action is RetryAction.FAIL
+
+
+def test_a_succeeded_one_lets_the_master_go_on(trigger):
+    assert trigger.execute_complete({}, ("path", {"run_ids": ["run"], "run": "success"})) is None
+
+
+def test_a_paused_transformation_fails_its_task_in_the_master_at_once(trigger):
+    from airflow.sdk import RetryAction
+
+    task_instance = SimpleNamespace(get_dag=lambda _: SimpleNamespace(is_paused=True))
+    with pytest.raises(Exception, match="application_transformation is paused") as failure:
+        trigger.execute({"ti": task_instance})
+    assert trigger.retry_policy.evaluate(failure.value, 1, trigger.retries).action is RetryAction.FAIL
+
+
+def test_faults_of_the_platform_are_tried_again(trigger):
+    from airflow.sdk import RetryAction
+    from airflow.sdk.exceptions import TaskDeferralError
+
+    for fault in (TaskDeferralError("triggerer"), ConnectionError("api server")):
+        assert trigger.retry_policy.evaluate(fault, 1, trigger.retries).action is RetryAction.DEFAULT
+
+
+def rendered(dag: DAG, task_id: str, run: Any, **params: Any) -> Any:
+    """The task as a worker would see it in this run."""
+    task = dag.get_task(task_id).prepare_for_execution()
+    values = SimpleNamespace(value=SimpleNamespace(transformation_service_url="http://service-1:5000"))
+    task.render_template_fields({"params": {"slot": None} | params, "dag_run": run, "task": task, "var": values})
+    return task
+
+
+def tick(day: int, hour: int) -> Any:
+    moment = datetime(2026, 1, day, hour, tzinfo=UTC)
+    return SimpleNamespace(logical_date=moment, run_after=moment)
+
+
+def started_by_hand(moment: datetime) -> Any:
+    return SimpleNamespace(logical_date=None, run_after=moment)
+
+
+@pytest.mark.parametrize("dag_id", TRANSFORMATIONS)
+def test_both_paths_of_a_day_do_the_same_work(dags, dag_id: str):
+    """The master's child may start whenever it does: it is told the slot."""
+    from plugins.operators.rule_engine_operator import idempotency_key, normalize_slot
+
+    def key(task: Any) -> str:
+        return idempotency_key(task.entity_type, normalize_slot(task.slot), task.rules)
+
+    dag, hour = dags[dag_id], int(TRANSFORMATIONS[dag_id][0].split()[1])
+    conf = rendered(dags["master_orchestration"], f"trigger_{dag_id}", tick(30, 1)).conf
+    late = started_by_hand(datetime(2026, 1, 31, 0, 0, 5, tzinfo=UTC))
+    by_master = rendered(dag, "apply_rules", late, **conf)
+    by_schedule = rendered(dag, "apply_rules", tick(30, hour))
+    assert key(by_master) == key(by_schedule)
+    assert key(by_schedule) != key(rendered(dag, "apply_rules", tick(31, hour)))
+    assert key(by_schedule) == key(rendered(dag, "apply_rules", started_by_hand(datetime(2026, 1, 30, 18, tzinfo=UTC))))
+
+
+def test_a_slot_given_to_the_master_reaches_the_work(dags):
+    given = "2025-07-01T00:00:00Z"
+    conf = rendered(dags["master_orchestration"], "trigger_user_transformation", tick(30, 1), slot=given).conf
+    assert conf == {"slot": given}
+    assert rendered(dags["user_transformation"], "apply_rules", tick(30, 2), **conf).slot == given
 
 
 def test_parsing_is_light(release: Path):
@@ -105,7 +214,7 @@ def test_parsing_is_light(release: Path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import airflow.sdk, airflow.serialization.definitions.dag\n"
         "import airflow.dag_processing.dagbag, airflow.providers.standard.operators.empty, httpx\n"
-        "before = set(sys.modules); import plugins.operators\n"
+        "before = set(sys.modules); import plugins.operators, plugins.daily\n"
         "print(*sorted(name for name in set(sys.modules) - before if not name.startswith('plugins')))"
     )
     done = subprocess.run(
