@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -24,6 +27,7 @@ from transformation_service.entities import ENTITIES
 
 pytestmark = pytest.mark.database
 RECORDS = 600
+DAGS = Path(__file__).parents[3] / "dags"
 
 
 class Service:
@@ -126,6 +130,47 @@ async def test_each_record_once_however_often_the_task_runs(service: Service, ur
     other = await run(operator(slot="2026-02-01T02:00:00+00:00"))
     assert other["job_id"] != first["job_id"]
     assert_each_record_once(url, slots=2)
+
+
+def in_run(task: Any, run: Any, url: str, **conf: str) -> Any:
+    """The task of a DAG file as a worker sees it in this run."""
+    task = task.prepare_for_execution()
+    variables = SimpleNamespace(value=SimpleNamespace(transformation_service_url=url))
+    task.render_template_fields({"params": {"slot": None} | conf, "dag_run": run, "task": task, "var": variables})
+    return task
+
+
+@pytest.mark.parametrize(
+    ("file", "entity", "trigger", "master_first"),
+    [
+        ("01_user_transformation.py", "User", 0, True),
+        ("01_user_transformation.py", "User", 0, False),
+        ("02_application_transformation.py", "Application", 1, True),
+        ("03_discovery_transformation.py", "DiscoveryMetadata", 2, True),
+    ],
+)
+async def test_master_and_own_schedule_do_the_work_of_a_day_once(
+    service: Service, url: str, file: str, entity: str, trigger: int, master_first: bool
+):
+    if entity != "User":
+        loading.load(url, ENTITIES[entity], samples.generate(entity, RECORDS, 7))
+    one = datetime(2026, 1, 31, 1, tzinfo=UTC)
+    two = one + timedelta(hours=1)
+    master = runpy.run_path(str(DAGS / "00_master_orchestration.py"))["triggers"][trigger]
+    work = runpy.run_path(str(DAGS / file))["apply_rules"]
+    address = f"http://127.0.0.1:{service.port}"
+    conf = in_run(master, SimpleNamespace(logical_date=one, run_after=one), address).conf
+    by_master = in_run(work, SimpleNamespace(logical_date=None, run_after=one), address, **conf)
+    by_schedule = in_run(work, SimpleNamespace(logical_date=two, run_after=two), address)
+
+    paths = [by_master, by_schedule] if master_first else [by_schedule, by_master]
+    first, second = [await run(path) for path in paths]
+
+    assert (first["replayed"], first["state"], first["counts"]["total"]) == (False, "succeeded", RECORDS)
+    assert (second["replayed"], second["state"], second["job_id"]) == (True, "succeeded", first["job_id"])
+    assert rows(url, f"SELECT DISTINCT transform_count FROM {ENTITIES[entity].table}") == [(1,)]
+    ledger = "SELECT count(*), count(DISTINCT record_id) FROM transformation_record"
+    assert rows(url, ledger) == [(RECORDS, RECORDS)]
 
 
 async def test_a_killed_service_loses_and_doubles_nothing(service: Service, url: str):
