@@ -53,11 +53,11 @@ def versions(cursor: Any) -> dict[str, list[str]]:
     return found
 
 
-def user_action(row: tuple[str, str, bool] | None, wanted: dict[str, str], matches: Any) -> str | None:
-    """Say what the administrator needs: None, or a sentence. ``row`` is (password hash, e-mail, active)."""
+def user_action(row: tuple[str, bool] | None, wanted: dict[str, str], matches: Any) -> str | None:
+    """Say what the administrator needs: None, or a sentence. ``row`` is (password hash, active)."""
     if row is None:
         return f"create the user {wanted['user']}"
-    stored, _email, active = row
+    stored, active = row
     if not active:
         return f"activate the user {wanted['user']}"
     return None if matches(stored, wanted["password"]) else f"set the password of {wanted['user']}"
@@ -115,7 +115,7 @@ def main() -> None:
             before = versions(cursor)
             row = None
             if "alembic_version_fab" in before:
-                cursor.execute("SELECT password, email, active FROM ab_user WHERE username = %s", (p["user"],))
+                cursor.execute("SELECT password, active FROM ab_user WHERE username = %s", (p["user"],))
                 row = cursor.fetchone()
     except psycopg2.OperationalError as error:
         # The text names host, database and role; libpq never puts the password into it.

@@ -129,9 +129,9 @@ class Hosts:
         p = module.params
         self.check, self.p = module.check_mode, p
         self.label = f"airflow-test-hosts={p['namespace']}"
+        self.network_name = f"{p['namespace']}-hosts"
         self.directory = Path(p["state_directory"])
         self.actions: list[str] = []
-        # Host settings that would reach into the containers are dropped; the rest (proxies, locale) stays.
         self.environment = {**os.environ, "CONTAINERS_CONF": str(self.directory / "containers.conf")}
 
     def run(self, *argv: str, fail: bool = True, stdin: str | None = None) -> str:
@@ -255,23 +255,21 @@ class Hosts:
         listed = json.loads(self.run("podman", "image", "ls", "--format", "json", fail=False) or "[]")
         return any(reference in (image.get("Names") or []) for image in listed)
 
-    def network(self) -> str:
-        """Return the network's name, after making it where it is not there."""
-        name = f"{self.p['namespace']}-hosts"
-        if not self.run("podman", "network", "ls", "--quiet", "--filter", f"name=^{name}$").strip() and self.do(
-            "make the network"
-        ):
+    def network(self) -> None:
+        """Make the network where it is not there."""
+        name = self.network_name
+        there = self.run("podman", "network", "ls", "--quiet", "--filter", f"name=^{name}$").strip()
+        if not there and self.do("make the network"):
             subnet = f"{self.p['network_prefix']}.0/24"
             self.run("podman", "network", "create", "--label", self.label, "--subnet", subnet, name)
-        return name
 
-    def start(self, host: dict[str, str], name: str, image: str, network: str) -> None:
+    def start(self, host: dict[str, str], name: str, image: str) -> None:
         """Run one container and give it our SSH key."""
         # fmt: off
         self.run(
             "podman", "run", "--detach", "--name", name, "--hostname", host["name"], "--label", self.label,
-            "--network", f"{network}:ip={host['address']}", "--no-hosts", "--systemd=always", "--shm-size=256m",
-            "--cap-add", CAPABILITIES, "--volume", f"{CACHE}:/var/cache/uv",
+            "--network", f"{self.network_name}:ip={host['address']}", "--no-hosts", "--systemd=always",
+            "--shm-size=256m", "--cap-add", CAPABILITIES, "--volume", f"{CACHE}:/var/cache/uv",
             image, "/sbin/init",
         )
         # fmt: on
@@ -324,7 +322,7 @@ class Hosts:
         wanted = {f"{self.p['namespace']}-{host['name']}": host for host in self.p["hosts"]}
         self.key()
         image = self.image()
-        network = self.network()
+        self.network()
         surplus = [name for name, c in standing.items() if name not in wanted or c["Image"] != image]
         missing = [name for name in wanted if name not in standing or name in surplus]
         stopped = [name for name in wanted if name not in missing and standing[name]["State"] != "running"]
@@ -339,7 +337,7 @@ class Hosts:
         if surplus:
             self.run("podman", "rm", "--force", "--time", "0", *surplus)
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda n: self.start(wanted[n], n, image, network), missing))
+            list(pool.map(lambda n: self.start(wanted[n], n, image), missing))
             list(pool.map(lambda n: self.run("podman", "start", n), stopped))
             list(pool.map(self.wait, missing + stopped))
         if missing or not (self.directory / "ssh_config").exists():
@@ -349,14 +347,15 @@ class Hosts:
         """Remove all that `present` made; the image and the cache only on purge."""
         if self.directory.exists() and shutil.which("podman"):
             self.settings()
-            for name in self.containers():
+            standing = self.containers()
+            for name in standing:
                 self.do(f"remove {name}")
-            if not self.check and self.containers():
-                self.run("podman", "rm", "--force", "--time", "0", *self.containers())
+            if standing and not self.check:
+                self.run("podman", "rm", "--force", "--time", "0", *standing)
             if self.run("podman", "network", "ls", "--quiet", "--filter", f"label={self.label}").strip() and self.do(
                 "remove the network"
             ):
-                self.run("podman", "network", "rm", f"{self.p['namespace']}-hosts")
+                self.run("podman", "network", "rm", self.network_name)
         if purge:
             if self.run("podman", "volume", "ls", "--quiet", "--filter", f"name=^{CACHE}$").strip() and self.do(
                 "remove the package cache"
