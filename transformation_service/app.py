@@ -47,6 +47,7 @@ class TransformationRequest(BaseModel):
     rules: Annotated[list[str], Field(min_length=1)]
     batch_size: Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)] = 1000
     slot: str
+    max_records: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
 
 
 class Gate:
@@ -158,6 +159,7 @@ def check_work(body: TransformationRequest, offered: dict[str, Rule]) -> ledger.
         rule_set_version=rule_set_version(body.rules),
         batch_size=body.batch_size,
         slot=parse_slot(body.slot),
+        max_records=body.max_records,
     )
 
 
@@ -254,6 +256,16 @@ def create_app(settings: Settings) -> FastAPI:
             except ledger.KeyReused as error:
                 raise Problem(
                     422, "idempotency-key-reused", "This Idempotency-Key belongs to a request with another body."
+                ) from error
+            except ledger.ScopeDiffers as error:
+                (theirs,) = error.args
+                raise Problem(
+                    409,
+                    "other-scope",
+                    "These rules have a job for this slot already, over "
+                    + ("all records" if theirs is None else f"the first {theirs} records")
+                    + ". Ask for the same max_records, or name another slot.",
+                    max_records=theirs,
                 ) from error
             document = await ledger.document(connection, job_id, replayed=replayed)
         app.state.engine.wake()

@@ -1,8 +1,9 @@
 """Runs accepted jobs, batch by batch, until none is left.
 
-A batch is one transaction: claim the job, read the records, apply the rules, write effects, ledger and confirmation.
-Whatever ends the process between two instructions ends that transaction too, and any process of the service continues
-at the same batch.
+A job's batches are drafted some ahead, without a lock: read, and rules applied that look at nothing else. Then one
+after the other becomes a transaction: lock the records, draft again if one has changed, apply the other rules, write
+effects, ledger and confirmation. Whatever ends the process between two instructions ends that transaction too, and any
+process of the service continues at the same batch.
 """
 
 from __future__ import annotations
@@ -13,35 +14,29 @@ import logging
 import random
 import time
 import uuid
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from enum import Enum, auto
 from typing import Any, NamedTuple
 
 import psycopg
 
 from transformation_service import database, ledger, pipeline
 from transformation_service.database import Connection
-from transformation_service.entities import ENTITIES
+from transformation_service.entities import ENTITIES, Entity, Record
 from transformation_service.metrics import Metrics
-from transformation_service.rules import RULES
+from transformation_service.rules import RULES, Rule
 from transformation_service.settings import Settings
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
+DRAFTS_AHEAD = 4  # of one job; more of them at once would only wait for the one thread that applies the rules
 STOP_SECONDS = 10  # how long a stopping process lets a batch in hand come to its commit
 
 # Faults of the moment: the same batch is tried again and the job stays running.
 TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.InternalError)
-
-
-class Step(Enum):
-    """What became of an attempt at a job's next batch."""
-
-    CONFIRMED = auto()
-    FINISHED = auto()
-    NOT_OURS = auto()
 
 
 class Counts(NamedTuple):
@@ -117,82 +112,112 @@ class Engine:
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _run_some_job(self, connection: Connection) -> bool:
-        """Work on the oldest job that is free; false if there is none."""
+        """Work on the oldest jobs that are free; false if there is none."""
         worked = False
         for job_id in await ledger.unfinished(connection):
-            if job_id in self._here:
+            if job_id in self._here or self._stopping.is_set():
                 continue
             self._here.add(job_id)
             self._metrics.running.set(len(self._here))
             try:
-                while not self._stopping.is_set():
-                    step = await self._run_batch(connection, job_id)
-                    worked = worked or step is not Step.NOT_OURS
-                    if step is not Step.CONFIRMED:
-                        break
+                job = await ledger.claim(connection, job_id)
+                if job is not None:
+                    worked = True
+                    await self._run_job(connection, job)
+                    await ledger.release(connection, job_id)
             finally:
                 self._here.discard(job_id)
                 self._metrics.running.set(len(self._here))
         return worked
 
-    async def _run_batch(self, connection: Connection, job_id: uuid.UUID) -> Step:
-        job: Row | None = None
+    async def _run_job(self, connection: Connection, job: Row) -> None:
+        """Do the batches of a claimed job until it ends, is cancelled or this process stops."""
         try:
-            # Outside the batch's transaction, so that clients see the job running while its first batch is in work.
-            await ledger.start(connection, job_id)
-            async with connection.transaction():
-                job = await ledger.claim(connection, job_id)
-                if job is None:
-                    return Step.NOT_OURS
-                counts = await self._next_batch(connection, job)
+            async with contextlib.aclosing(self._drafts(connection, job)) as drafts:
+                async for started, draft in drafts:
+                    counts = await self._confirm(connection, job, draft, started)
+                    self._tell_batch(job, counts)
+                    if self._stopping.is_set():
+                        return
+            if self._stopping.is_set():
+                return
+            await ledger.finish(connection, job["id"])
         except ledger.BatchLost as reason:
             log.info("A batch was rolled back: %s", reason)
-            return Step.NOT_OURS
         except TRANSIENT:
             raise
         except Exception as error:
-            if job is None:
-                raise
             batch = job["batches_done"] + 1
-            log.exception("Job %s failed at batch %s", job_id, batch)
-            await ledger.fail(connection, job_id, pipeline.error_document(error, batch))
+            log.exception("Job %s failed at batch %s", job["id"], batch)
+            await ledger.fail(connection, job["id"], pipeline.error_document(error, batch))
             self._metrics.jobs.labels(job["entity_type"], "failed").inc()
-            return Step.FINISHED
-        self._tell(job, counts)
-        return Step.FINISHED if counts is None else Step.CONFIRMED
+        else:
+            self._tell_success(job)
 
-    async def _next_batch(self, connection: Connection, job: Row) -> Counts | None:
-        """Do the job's next batch in the caller's transaction; ``None`` when that finds the job finished."""
-        started = time.perf_counter()
+    async def _drafts(self, connection: Connection, job: Row) -> AsyncGenerator[tuple[float, pipeline.Draft]]:
+        """Yield the job's batches in order, each with the time of its reading, drafting the next meanwhile."""
         entity = ENTITIES[job["entity_type"]]
-        records = await ledger.next_records(connection, entity, job)
-        if not records:
-            await ledger.finish(connection, job["id"])
-            return None
-        # By name only: a job accepted before an upgrade ends with the new rules under its old version, because a start
-        # under a new version would transform its confirmed records twice.
-        rules = [RULES[name] for name in job["rules"]]
-        outcomes = await pipeline.transform(connection, entity, rules, records, self._metrics, self._thread)
+        first_rules, _ = self._rules(job)
+        ahead: deque[tuple[float, asyncio.Task[pipeline.Draft]]] = deque()
+        read_to: int | None = job["last_record_id"]
+        try:
+            while read_to is not None or ahead:
+                while read_to is not None and len(ahead) < DRAFTS_AHEAD:
+                    started = time.perf_counter()
+                    records = await ledger.next_records(connection, entity, job, read_to)
+                    read_to = records[-1]["id"] if records else None
+                    if records:
+                        ahead.append((started, asyncio.create_task(self._draft(entity, first_rules, records))))
+                if ahead:
+                    started, task = ahead.popleft()
+                    yield started, await task
+        finally:
+            for _, task in ahead:
+                task.cancel()
+
+    async def _draft(self, entity: Entity, rules: Sequence[Rule], records: list[Record]) -> pipeline.Draft:
+        draft = await pipeline.draft(entity, rules, records, self._metrics, self._thread)
         if self._settings.simulated_ms_per_record:
             await asyncio.sleep(len(records) * self._settings.simulated_ms_per_record / 1000)
-        seconds = time.perf_counter() - started
-        await ledger.write_batch(connection, entity, job, outcomes, seconds)
-        return Counts(len(outcomes), sum(outcome.reason is not None for outcome in outcomes), seconds)
+        return draft
 
-    def _tell(self, job: Row, counts: Counts | None) -> None:
-        """Count and log what is committed."""
+    async def _confirm(self, connection: Connection, job: Row, draft: pipeline.Draft, started: float) -> Counts:
+        """Make a drafted batch's effects and its confirmation one transaction."""
+        entity = ENTITIES[job["entity_type"]]
+        first_rules, other_rules = self._rules(job)
+        async with connection.transaction():
+            records = await ledger.lock_records(
+                connection, entity, after=job["last_record_id"], last=draft.records[-1]["id"]
+            )
+            if records != draft.records:  # another job was here meanwhile
+                draft = await pipeline.draft(entity, first_rules, records, self._metrics, self._thread)
+            outcomes = await pipeline.complete(connection, entity, other_rules, draft, self._metrics, self._thread)
+            seconds = time.perf_counter() - started
+            if outcomes:
+                await ledger.write_batch(connection, entity, job, outcomes, seconds)
+        return Counts(len(outcomes), sum(bool(outcome.marks) for outcome in outcomes), seconds)
+
+    @staticmethod
+    def _rules(job: Row) -> tuple[list[Rule], list[Rule]]:
+        # By name only: a job accepted before an upgrade ends with the new rules under its old version, because a start
+        # under a new version would transform its confirmed records twice.
+        return pipeline.split([RULES[name] for name in job["rules"]])
+
+    def _tell_success(self, job: Row) -> None:
+        """Count and log a job that is committed."""
+        seconds = time.time() - job["started_at"].timestamp()
+        self._metrics.jobs.labels(job["entity_type"], "succeeded").inc()
+        self._metrics.job_seconds.labels(job["entity_type"]).observe(seconds)
+        log.info("Job %s succeeded after %.1f s", job["id"], seconds)
+
+    def _tell_batch(self, job: Row, counts: Counts) -> None:
+        """Count and log a batch that is committed."""
         name = job["entity_type"]
-        if counts is None:
-            seconds = time.time() - job["started_at"].timestamp()
-            self._metrics.jobs.labels(name, "succeeded").inc()
-            self._metrics.job_seconds.labels(name).observe(seconds)
-            log.info("Job %s succeeded after %.1f s", job["id"], seconds)
-            return
         self._metrics.batches.labels(name).inc()
         self._metrics.batch_seconds.labels(name).observe(counts.seconds)
         self._metrics.records.labels(name, "transformed").inc(counts.records - counts.marked)
         self._metrics.records.labels(name, "marked").inc(counts.marked)
         log.info(
             "Job %s: batch %s of %s, %s records, %s marked, %.2f s",
-            *(job["id"], job["batches_done"] + 1, job["batches_total"], counts.records, counts.marked, counts.seconds),
+            *(job["id"], job["batches_done"], job["batches_total"], counts.records, counts.marked, counts.seconds),
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -32,29 +32,36 @@ class BatchLost(Exception):
     """The job was cancelled, or its batch confirmed elsewhere, while this process worked on the batch."""
 
 
+class ScopeDiffers(Exception):
+    """The work exists with another ``max_records``, which the exception's argument tells."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a client asks for; ``slot`` is an aware instant."""
+    """What a client asks for; ``slot`` is an aware instant, ``max_records`` limits the work to the first records by id.
+
+    The batch size is how the work is cut, not what it is: the same work with another batch size is the same job.
+    """
 
     entity_type: str
     rules: tuple[str, ...]
     rule_set_version: str
     batch_size: int
     slot: datetime
-
-    @property
-    def body_hash(self) -> str:
-        """SHA-256 of the request's meaning, so that white space, member order and time zone don't matter."""
-        meaning = [self.entity_type, list(self.rules), self.batch_size, instant(self.slot)]
-        return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()
+    max_records: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one record: the row to write, and why it is marked (``None`` when every rule processed it)."""
+    """What became of one record: the row to write, and by rule why it is marked (empty when all processed it)."""
 
     record: Record
-    reason: str | None
+    marks: Mapping[str, str]
+
+    @property
+    def reason(self) -> str | None:
+        """All marks in one line, or ``None``."""
+        return "; ".join(f"{rule}: {why}" for rule, why in self.marks.items()) or None
 
 
 def instant(moment: datetime) -> str:
@@ -75,7 +82,8 @@ async def accept(connection: Connection, entity: Entity, key: str, request: Requ
     gets the same job.
 
     Raises:
-        KeyReused: The key was used with another body.
+        KeyReused: The key was used for other work.
+        ScopeDiffers: The work exists with another ``max_records``.
     """
     async with connection.transaction():
         job_id = await _find_request(connection, key, request)
@@ -83,15 +91,18 @@ async def accept(connection: Connection, entity: Entity, key: str, request: Requ
             created = await _create_job(connection, entity, request)
             row = await (
                 await connection.execute(
-                    "SELECT id FROM transformation_job WHERE entity_type = %s AND slot = %s AND rule_set_version = %s",
+                    "SELECT id, max_records FROM transformation_job"
+                    " WHERE entity_type = %s AND slot = %s AND rule_set_version = %s",
                     (request.entity_type, request.slot, request.rule_set_version),
                 )
             ).fetchone()
             assert row is not None  # noqa: S101 - inserted or found in this transaction
+            if row["max_records"] != request.max_records:
+                raise ScopeDiffers(row["max_records"])
             stored = await connection.execute(
-                "INSERT INTO transformation_request (idempotency_key, body_hash, job_id) VALUES (%s, %s, %s)"
+                "INSERT INTO transformation_request (idempotency_key, job_id) VALUES (%s, %s)"
                 " ON CONFLICT (idempotency_key) DO NOTHING",
-                (key, request.body_hash, row["id"]),
+                (key, row["id"]),
             )
             if stored.rowcount and created:
                 return row["id"], False
@@ -109,24 +120,33 @@ async def accept(connection: Connection, entity: Entity, key: str, request: Requ
 async def _find_request(connection: Connection, key: str, request: Request) -> uuid.UUID | None:
     known = await (
         await connection.execute(
-            "SELECT job_id, body_hash FROM transformation_request WHERE idempotency_key = %s", (key,)
+            "SELECT job.* FROM transformation_request JOIN transformation_job AS job ON job.id = job_id"
+            " WHERE idempotency_key = %s",
+            (key,),
         )
     ).fetchone()
     if known is None:
         return None
-    if known["body_hash"] != request.body_hash:
+    same = (
+        known["entity_type"] == request.entity_type
+        and known["rules"] == list(request.rules)  # not their version: a retry after an upgrade means the same work
+        and known["slot"] == request.slot
+        and known["max_records"] == request.max_records
+    )
+    if not same:
         raise KeyReused(key)
-    return uuid.UUID(str(known["job_id"]))
+    return uuid.UUID(str(known["id"]))
 
 
 async def _create_job(connection: Connection, entity: Entity, request: Request) -> bool:
     query = sql.SQL(
         """
         INSERT INTO transformation_job
-          (id, entity_type, rules, rule_set_version, batch_size, slot, max_record_id, records_total, batches_total)
-        SELECT %(id)s, %(entity)s, %(rules)s, %(version)s, %(size)s, %(slot)s, coalesce(max(id), 0), count(*),
-               ceil(count(*) / %(size)s::numeric)
-        FROM {table}
+          (id, entity_type, rules, rule_set_version, batch_size, slot, max_records,
+           max_record_id, records_total, batches_total)
+        SELECT %(id)s, %(entity)s, %(rules)s, %(version)s, %(size)s, %(slot)s, %(most)s,
+               coalesce(max(id), 0), count(*), ceil(count(*) / %(size)s::numeric)
+        FROM (SELECT id FROM {table} ORDER BY id LIMIT %(most)s) AS covered
         ON CONFLICT (entity_type, slot, rule_set_version) DO NOTHING
         """
     ).format(table=sql.Identifier(entity.table))
@@ -139,6 +159,7 @@ async def _create_job(connection: Connection, entity: Entity, request: Request) 
             "version": request.rule_set_version,
             "size": request.batch_size,
             "slot": request.slot,
+            "most": request.max_records,
         },
     )
     return inserted.rowcount == 1
@@ -185,6 +206,7 @@ def summary(row: dict[str, Any]) -> dict[str, Any]:
         "rule_set_version": row["rule_set_version"],
         "batch_size": row["batch_size"],
         "slot": instant(row["slot"]),
+        "max_records": row["max_records"],
         "counts": {"total": row["records_total"], "transformed": row["transformed"], "marked": row["marked"]},
         "batches": {"total": row["batches_total"], "done": row["batches_done"]},
         "error": row["error"],
@@ -228,49 +250,66 @@ async def unfinished(connection: Connection) -> list[uuid.UUID]:
 
 
 async def claim(connection: Connection, job_id: uuid.UUID) -> dict[str, Any] | None:
-    """Take a job for the length of the open transaction; ``None`` if another process has it or nothing is left to do.
+    """Take a job until :func:`release` and show it as running; ``None`` if another process has it or it has ended.
 
-    An advisory lock and not a row lock, so that a cancel never waits for a batch. It is taken in the transaction that
-    writes the batch: whoever loses the lock, loses the batch with it.
+    A lock of the session that writes the batches: whoever loses the lock, loses the batch with it. An advisory lock and
+    not a row lock, so that a cancel never waits for a batch.
     """
-    number = int.from_bytes(job_id.bytes[:8], signed=True)
-    locked = await (await connection.execute("SELECT pg_try_advisory_xact_lock(%s) AS ours", (number,))).fetchone()
+    locked = await (
+        await connection.execute("SELECT pg_try_advisory_lock(%s) AS ours", (_lock_number(job_id),))
+    ).fetchone()
     if locked is None or not locked["ours"]:
         return None
-    # Read after the lock: the holder before us may have moved the job on since we saw it.
-    return await (
+    # After the lock: the holder before us may have moved the job on since we saw it.
+    job = await (
         await connection.execute(
-            "SELECT * FROM transformation_job WHERE id = %s AND state IN ('queued', 'running')", (job_id,)
+            "UPDATE transformation_job SET state = 'running', started_at = coalesce(started_at, now())"
+            " WHERE id = %s AND state IN ('queued', 'running') RETURNING *",
+            (job_id,),
         )
     ).fetchone()
+    if job is None:
+        await release(connection, job_id)
+    return job
 
 
-async def start(connection: Connection, job_id: uuid.UUID) -> None:
-    """Show a queued job as running."""
-    await connection.execute(
-        "UPDATE transformation_job SET state = 'running', started_at = coalesce(started_at, now())"
-        " WHERE id = %s AND state = 'queued'",
-        (job_id,),
+async def release(connection: Connection, job_id: uuid.UUID) -> None:
+    """Let other processes have the job."""
+    await connection.execute("SELECT pg_advisory_unlock(%s)", (_lock_number(job_id),))
+
+
+def _lock_number(job_id: uuid.UUID) -> int:
+    return int.from_bytes(job_id.bytes[:8], signed=True)
+
+
+async def next_records(connection: Connection, entity: Entity, job: dict[str, Any], after: int) -> list[Record]:
+    """Return the records of the job's next batch after record id ``after``, by id; empty when there are no more."""
+    return await _records(
+        connection, entity, after, job["max_record_id"], sql.SQL("LIMIT {}").format(job["batch_size"])
     )
 
 
-async def next_records(connection: Connection, entity: Entity, job: dict[str, Any]) -> list[Record]:
-    """Lock and return the records of the job's first unconfirmed batch, by id; empty when all batches are confirmed."""
-    query = sql.SQL("SELECT {columns} FROM {table} WHERE id > %s AND id <= %s ORDER BY id LIMIT %s FOR NO KEY UPDATE")
-    cursor = await connection.execute(
-        query.format(
-            columns=sql.SQL(", ").join(map(sql.Identifier, ("id", *entity.columns))),
-            table=sql.Identifier(entity.table),
-        ),
-        (job["last_record_id"], job["max_record_id"], job["batch_size"]),
+async def lock_records(connection: Connection, entity: Entity, *, after: int, last: int) -> list[Record]:
+    """Lock and return the records with an id above ``after`` and up to ``last``, by id."""
+    return await _records(connection, entity, after, last, sql.SQL("FOR NO KEY UPDATE"))
+
+
+async def _records(
+    connection: Connection, entity: Entity, after: int, last: int, ending: sql.Composable
+) -> list[Record]:
+    query = sql.SQL("SELECT {columns} FROM {table} WHERE id > %s AND id <= %s ORDER BY id {ending}").format(
+        columns=sql.SQL(", ").join(map(sql.Identifier, ("id", *entity.columns))),
+        table=sql.Identifier(entity.table),
+        ending=ending,
     )
-    return await cursor.fetchall()
+    return await (await connection.execute(query, (after, last))).fetchall()
 
 
 async def write_batch(
     connection: Connection, entity: Entity, job: dict[str, Any], outcomes: Sequence[Outcome], seconds: float
 ) -> None:
-    """Write the effects of the job's next batch, its ledger rows and its confirmation, in the caller's transaction.
+    """Write the effects of the job's next batch, its ledger rows and its confirmation, in the caller's transaction;
+    move ``job`` on to the batch after it.
 
     Raises:
         BatchLost: The job is not ours to change any more; roll back.
@@ -314,22 +353,29 @@ async def write_batch(
     update = sql.SQL(
         """
         UPDATE {table} AS target
-        SET {assignments}, mark_reason = source.mark_reason, transform_count = target.transform_count + 1,
-            transformed_at = now()
-        FROM unnest(%s::bigint[], %s::text[], {arrays}) AS source (id, mark_reason, {columns})
+        SET {assignments}, transform_count = target.transform_count + 1, transformed_at = now(),
+            marks = {marks}, mark_reason = (
+              SELECT string_agg(mark.key || ': ' || mark.value, '; ' ORDER BY mark.key)
+              FROM jsonb_each_text({marks}) AS mark)
+        FROM unnest(%(ids)s::bigint[], %(new_marks)s::text[], {arrays}) AS source (id, new_marks, {columns})
         WHERE target.id = source.id
         """
     ).format(
         table=sql.Identifier(entity.table),
+        # What other rules have marked stays: they may be jobs of their own, at the same time.
+        marks=sql.SQL("((target.marks - %(rules)s::text[]) || source.new_marks::jsonb)"),
         assignments=sql.SQL(", ").join(
             sql.SQL("{0} = source.{0}::{1}").format(sql.Identifier(column), sql.SQL(kind))
             for column, kind in types.items()
         ),
-        arrays=sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in types),
+        arrays=sql.SQL(", ").join(sql.SQL("{}::text[]").format(sql.Placeholder(column)) for column in types),
         columns=sql.SQL(", ").join(map(sql.Identifier, types)),
     )
-    columns = [[_as_text(outcome.record[column], kind) for outcome in outcomes] for column, kind in types.items()]
-    await connection.execute(update, (ids, reasons, *columns))
+    columns = {
+        column: [_as_text(outcome.record[column], kind) for outcome in outcomes] for column, kind in types.items()
+    }
+    marks = [json.dumps(dict(outcome.marks)) for outcome in outcomes]
+    await connection.execute(update, {"ids": ids, "new_marks": marks, "rules": job["rules"], **columns})
 
     moved = await connection.execute(
         """
@@ -341,6 +387,7 @@ async def write_batch(
     )
     if moved.rowcount != 1:
         raise BatchLost(f"job {job['id']} is no longer running")
+    job.update(batches_done=number, last_record_id=ids[-1])
 
 
 def _as_text(value: object, kind: str) -> str | None:

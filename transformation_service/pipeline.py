@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any
 
 from transformation_service import ledger
@@ -18,34 +18,57 @@ from transformation_service.rules import NeighbourRule, Rule, Unprocessable
 
 log = logging.getLogger(__name__)
 
-Marks = list[list[str]]
+Marks = list[dict[str, str]]
 
 
-async def transform(
+@dataclass(frozen=True)
+class Draft:
+    """A batch before its transaction: the records as read, and what the rules so far make of them."""
+
+    records: list[Record]
+    work: list[Record]
+    marks: Marks
+
+
+def split(rules: Sequence[Rule]) -> tuple[list[Rule], list[Rule]]:
+    """Return the rules that a draft can take, and from the first that looks at earlier batches on, the rest."""
+    first = next((number for number, rule in enumerate(rules) if isinstance(rule, NeighbourRule)), len(rules))
+    return list(rules[:first]), list(rules[first:])
+
+
+async def draft(
+    entity: Entity, rules: Sequence[Rule], records: list[Record], metrics: Metrics, thread: Executor | None = None
+) -> Draft:
+    """Apply rules of the first part of :func:`split` to a batch that is not locked yet.
+
+    A record that a rule can't process goes on to the next rule as it was; all its reasons end up in its marks. The
+    rules run on ``thread``, by default one of the event loop's.
+    """
+    made = Draft(records, [dict(record) for record in records], [{} for _ in records])
+    for rule in rules:
+        with metrics.rule_seconds.labels(rule.name).time():
+            await asyncio.get_running_loop().run_in_executor(thread, apply_rule, rule, entity, made.work, made.marks)
+    return made
+
+
+async def complete(
     connection: Connection,
     entity: Entity,
     rules: Sequence[Rule],
-    records: Sequence[Record],
+    made: Draft,
     metrics: Metrics,
     thread: Executor | None = None,
 ) -> list[Outcome]:
-    """Apply the rules in order and return one outcome per record, in the records' order.
-
-    A record that a rule can't process goes on to the next rule as it was; all its reasons end up in its mark. The rules
-    run on ``thread``, by default one of the event loop's.
-    """
-    work = [dict(record) for record in records]
-    marks: Marks = [[] for _ in work]
+    """Apply rules of the second part of :func:`split`, in the batch's transaction: one outcome per record, in order."""
     for rule in rules:
-        started = time.perf_counter()
-        if isinstance(rule, NeighbourRule):
-            await _apply_with_neighbours(connection, entity, rule, work, marks, thread)
-        else:
-            await asyncio.get_running_loop().run_in_executor(thread, apply_rule, rule, entity, work, marks)
-        metrics.rule_seconds.labels(rule.name).observe(time.perf_counter() - started)
-    return [
-        Outcome(record=record, reason="; ".join(reasons) or None) for record, reasons in zip(work, marks, strict=True)
-    ]
+        with metrics.rule_seconds.labels(rule.name).time():
+            if isinstance(rule, NeighbourRule):
+                await _apply_with_neighbours(connection, entity, rule, made.work, made.marks, thread)
+            else:
+                await asyncio.get_running_loop().run_in_executor(
+                    thread, apply_rule, rule, entity, made.work, made.marks
+                )
+    return [Outcome(record=record, marks=marks) for record, marks in zip(made.work, made.marks, strict=True)]
 
 
 def apply_rule(rule: Rule, entity: Entity, work: list[Record], marks: Marks) -> None:
@@ -54,11 +77,11 @@ def apply_rule(rule: Rule, entity: Entity, work: list[Record], marks: Marks) -> 
         try:
             record.update(rule.apply(entity, record))
         except Unprocessable as reason:
-            reasons.append(f"{rule.name}: {reason}")
+            reasons[rule.name] = str(reason)
         except Exception as error:
             # One odd record must not stop the others of its slot; the mark and the log tell of the fault in the rule.
             log.exception("Rule %s broke on %s %s", rule.name, entity.name, record["id"])
-            reasons.append(f"{rule.name}: the rule broke ({type(error).__name__})")
+            reasons[rule.name] = f"the rule broke ({type(error).__name__})"
 
 
 async def _apply_with_neighbours(
@@ -77,7 +100,7 @@ async def _apply_with_neighbours(
     originals: list[tuple[int, str]] = []
     for record, of_record, reasons, result in zip(work, keys, marks, results, strict=True):
         if isinstance(result, Unprocessable):
-            reasons.append(f"{rule.name}: {result}")
+            reasons[rule.name] = str(result)
             continue
         record.update(result)
         if record.get("duplicate_of") is None:

@@ -61,7 +61,7 @@ async def test_the_same_key_and_body_is_the_same_job(client: Any, db: Any, finis
 @pytest.mark.parametrize(
     "changes",
     [
-        {"batch_size": 101},
+        {"max_records": 10},
         {"slot": "2026-02-01T02:00:00Z"},
         {"rules": ["standardize_email", "normalize_phone", "deduplicate"]},
         {"entity_type": "Application", "rules": ["deduplicate"]},
@@ -70,6 +70,29 @@ async def test_the_same_key_and_body_is_the_same_job(client: Any, db: Any, finis
 async def test_the_same_key_with_another_body_is_refused(client: Any, db: Any, changes: dict[str, Any]) -> None:
     await client.accepted("k")
     problem(await client.post("k", **changes), 422, "idempotency-key-reused")
+    assert db.value("SELECT count(*) FROM transformation_job") == 1
+
+
+async def test_the_batch_size_is_no_part_of_the_work(client: Any, db: Any, finished: Any) -> None:
+    db.load("User", 20)
+    first = await client.accepted("k", batch_size=10)
+    await finished(client, first["id"])
+    again = await client.accepted("k", batch_size=3)
+    assert (again["id"], again["batch_size"], again["replayed"]) == (first["id"], 10, True)
+    db.assert_each_record_once("User", 20)
+
+
+async def test_a_limit_takes_the_first_records_and_belongs_to_the_work(client: Any, db: Any, finished: Any) -> None:
+    db.load("User", 20)
+    job = await finished(client, (await client.accepted("k", max_records=12, batch_size=5))["id"])
+    assert (job["max_records"], job["counts"]["total"], job["batches"]) == (12, 12, {"total": 3, "done": 3})
+    assert [row["id"] for row in db.rows("SELECT id FROM user_record WHERE transform_count = 1 ORDER BY id")] == [
+        *range(1, 13)
+    ]
+    said = problem(await client.post("other"), 409, "other-scope")
+    assert "the first 12 records" in said["detail"]
+    for wrong in (0, -1, 2**63, "12", 1.5):
+        problem(await client.post("another", max_records=wrong), 400, "invalid-request")
     assert db.value("SELECT count(*) FROM transformation_job") == 1
 
 

@@ -120,9 +120,9 @@ async def test_marked_records_are_kept_with_every_reason_and_other_rules_still_a
     }
     assert rows[1]["email"] == "none"
     assert rows[1]["mark_reason"].split("; ") == [
+        "deduplicate: nothing to compare: no name, address or number",
         "normalize_phone: not a phone number",
         "standardize_email: not an e-mail address (no @)",
-        "deduplicate: nothing to compare: no name, address or number",
     ]
     assert rows[2]["mark_reason"] is None
     # A mark goes when the record is repaired and the next slot processes it.
@@ -243,3 +243,72 @@ async def test_a_connection_that_breaks_at_any_statement_loses_and_doubles_nothi
                 break
     assert 20 < slots < 200
     db.assert_each_record_once("User", 12, times=slots)
+
+
+async def test_rule_sets_side_by_side_keep_each_others_results_and_marks(
+    settings: Settings, db: Any, start_service: Any, finished: Any
+) -> None:
+    """Both jobs draft the same batches at the same time; the later one must not write back what it read before."""
+
+    def load() -> None:
+        db.load("User", 400)
+        db.rows("UPDATE user_record SET phone = 'none', email = 'none' WHERE id IN (3, 399)")
+
+    load()
+    async with start_service(settings) as client:
+        one_set = await client.accepted("all", rules=["normalize_phone", "standardize_email"], slot="2026-01-01")
+        await finished(client, one_set["id"])
+    columns = "id, phone, phone_extension, email, mark_reason"
+    expected = db.rows(f"SELECT {columns} FROM user_record ORDER BY id")
+    assert expected[2]["mark_reason"].count(": ") == 2
+
+    db.rows("TRUNCATE user_record RESTART IDENTITY")
+    load()
+    async with start_service(replace(settings, simulated_ms_per_record=1)) as client:
+        jobs = [
+            await client.accepted(rule, rules=[rule], slot="2026-01-02", batch_size=50)
+            for rule in ("normalize_phone", "standardize_email")
+        ]
+        for job in jobs:
+            assert (await finished(client, job["id"]))["state"] == "succeeded"
+    assert db.rows(f"SELECT {columns} FROM user_record ORDER BY id") == expected
+    assert db.rows("SELECT DISTINCT transform_count FROM user_record") == [{"transform_count": 2}]
+
+
+async def test_a_record_that_changes_after_the_draft_is_drafted_again(
+    settings: Settings, db: Any, start_service: Any, finished: Any
+) -> None:
+    db.load("User", 10)
+    async with start_service(replace(settings, simulated_ms_per_record=50)) as client:
+        job = await client.accepted(rules=["standardize_email"], batch_size=10)
+        while (await client.show(job["id"]))["state"] != "running":
+            await asyncio.sleep(0.02)
+        db.rows("UPDATE user_record SET email = 'New.Address@EXAMPLE.COM ', full_name = 'Changed' WHERE id = 4")
+        db.rows("DELETE FROM user_record WHERE id = 10")
+        ended = await finished(client, job["id"])
+    assert (ended["state"], ended["counts"]["total"]) == ("succeeded", 9)
+    assert db.rows("SELECT email, full_name FROM user_record WHERE id = 4") == [
+        {"email": "new.address@example.com", "full_name": "Changed"}
+    ]
+
+
+async def test_the_batches_of_one_job_wait_side_by_side(
+    settings: Settings, db: Any, start_service: Any, finished: Any
+) -> None:
+    """Ratio of two arms in one run: eight batches in work one after the other would take as long as one of all."""
+    db.load("User", 400)
+    seconds = {}
+    async with start_service(replace(settings, simulated_ms_per_record=4)) as client:
+        for batch_size in (400, 50):
+            job = await client.accepted(
+                f"b{batch_size}", slot=f"2026-01-01T00:{batch_size % 60:02d}:00Z", batch_size=batch_size
+            )
+            started = asyncio.get_running_loop().time()
+            assert (await finished(client, job["id"]))["state"] == "succeeded"
+            seconds[batch_size] = asyncio.get_running_loop().time() - started
+    assert seconds[50] < seconds[400] * 0.7, seconds
+    confirmed = db.rows(
+        "SELECT batch_number FROM transformation_batch WHERE job_id = %s ORDER BY finished_at", job["id"]
+    )
+    assert [row["batch_number"] for row in confirmed] == [*range(1, 9)]
+    db.assert_each_record_once("User", 400, times=2)
