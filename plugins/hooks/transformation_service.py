@@ -1,39 +1,70 @@
 """Client of the TransformationService: the connection, the retries and the meaning of its answers.
 
-The service answers with *job documents* (``POST/GET/DELETE /api/v1/transformations``) and, when it refuses, with
-RFC 9457 problem documents. Every request here may be repeated: a job is created under an idempotency key, reading and
-cancelling change nothing twice.
+The service does two kinds of work: rule jobs (``/api/v1/transformations``) and script runs (``/api/v1/script-runs``).
+Both are started by ``POST`` under an idempotency key, read by ``GET`` and cancelled by ``DELETE``, so that each request
+may be repeated. The answer is the document of the work or, when the service refuses, an RFC 9457 problem document.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx  # the Task SDK's own HTTP client: every task process has it loaded already
 from airflow.sdk import BaseHook, Connection
 from airflow.sdk.exceptions import AirflowException
 
-Job = dict[str, Any]
-"""A job document: id, state, entity_type, rules, slot, counts, batches, progress, error, created_at, started_at,
-finished_at."""
+Document = dict[str, Any]
+"""What the service says of a piece of work: ``id``, ``state``, ``slot``, ``counts``, ``error``, three times, and what
+:attr:`Kind.kept` names."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of work that the service does.
+
+    :param name: ``job`` or ``run``; begins the keys ``job_id`` and ``job_url`` of a summary
+    :param noun: what messages call it
+    :param path: where it is started; its documents are below
+    :param kept: keys of its document that a summary keeps, beside those that every kind has
+    """
+
+    name: str
+    noun: str
+    path: str
+    kept: tuple[str, ...]
+
+
+JOB = Kind(
+    "job",
+    "transformation job",
+    "/api/v1/transformations",
+    ("entity_type", "rules", "rule_set_version", "max_records", "batches"),
+)
+RUN = Kind("run", "script run", "/api/v1/script-runs", ("kind", "script", "version", "statements", "rows"))
+KINDS = {kind.name: kind for kind in (JOB, RUN)}
 
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
-JOBS = "/api/v1/transformations"
+OPEN_PATH, GUARDED_PATH = "/health", "/api/v1/rules"
+"""Two cheap questions, one without and one with token, as the connection's ``probe`` in the inventory has them."""
 
 DEFAULT_TIMEOUT = 30.0
 CONNECT_TIMEOUT = 5.0
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 """Seconds before the first retry, and the most that one wait may take, whatever ``Retry-After`` asks for."""
+
+LONGEST_TEST = 10.0
+"""Seconds that a test of the connection waits for one answer: somebody looks on."""
 
 PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that a later, equal request can turn into a good one (RFC 9110, RFC 6585, RFC 8470)."""
@@ -65,22 +96,22 @@ class TransformationServiceRefused(TransformationServiceError):
         self.status = status
 
 
-class TransformationJobNotFound(TransformationServiceRefused):
-    """The service does not know this job (404)."""
+class TransformationServiceNotFound(TransformationServiceRefused):
+    """The service does not know this job or run (404)."""
 
 
 def next_poll(waited: float) -> float:
-    """Seconds until the next look at a job that has been running for ``waited`` seconds.
+    """Seconds until the next look at work that has been running for ``waited`` seconds.
 
-    A tenth of the time waited so far, within 0.5 and 10 seconds: a job of seconds is seen at once, one of hours costs
+    A tenth of the time waited so far, within 0.5 and 10 seconds: work of seconds is seen at once, that of hours costs
     few requests, and waiting adds at most about a tenth to either.
     """
     return min(10.0, max(0.5, waited / 10))
 
 
-def is_final(job: Mapping[str, Any]) -> bool:
-    """Whether the job will not change any more."""
-    return job["state"] in FINAL_STATES
+def is_final(document: Mapping[str, Any]) -> bool:
+    """Whether the work will not change any more."""
+    return document["state"] in FINAL_STATES
 
 
 @dataclass(frozen=True)
@@ -120,9 +151,9 @@ class Endpoint:
             )
         return cls(base_url.rstrip("/"), connection.password or None, timeout, extra.get("verify", True))
 
-    def job_url(self, job_id: str) -> str:
-        """Absolute URL of a job."""
-        return f"{self.base_url}{JOBS}/{quote(job_id, safe='')}"
+    def url(self, kind: Kind, work_id: str) -> str:
+        """Absolute URL of a job or run."""
+        return f"{self.base_url}{_path(kind, work_id)}"
 
     def client_options(self) -> dict[str, Any]:
         """Keyword arguments for ``httpx.Client`` and ``httpx.AsyncClient``."""
@@ -139,6 +170,10 @@ class Endpoint:
             "timeout": httpx.Timeout(self.timeout, connect=min(self.timeout, CONNECT_TIMEOUT)),
             "verify": verify,
         }
+
+
+def _path(kind: Kind, work_id: str) -> str:
+    return f"{kind.path}/{quote(work_id, safe='')}"
 
 
 def parse_retry_after(value: str | None, *, now: datetime | None = None) -> float | None:
@@ -178,12 +213,12 @@ def _problem(response: httpx.Response) -> str:
     return said[:500] or response.reason_phrase
 
 
-def read_answer(response: httpx.Response) -> Job:
-    """Turn an HTTP answer into a job document.
+def read_answer(response: httpx.Response) -> Document:
+    """Turn an HTTP answer into the document of a job or run.
 
-    :raises TransformationServiceUnavailable: a passing error, or an answer that is no job document (a proxy's page,
+    :raises TransformationServiceUnavailable: a passing error, or an answer that is no such document (a proxy's page,
         for example)
-    :raises TransformationJobNotFound: 404 for a job
+    :raises TransformationServiceNotFound: 404 for a job or run
     :raises TransformationServiceRefused: any other status that is not 2xx
     """
     status, request = response.status_code, response.request
@@ -193,17 +228,17 @@ def read_answer(response: httpx.Response) -> Job:
         raise TransformationServiceUnavailable(
             f"{asked}: {status} {_problem(response)}", retry_after=parse_retry_after(retry_after)
         )
-    if status == 404 and f"{JOBS}/" in request.url.path:
-        raise TransformationJobNotFound(f"{asked}: no such job", status=status)
+    if status == 404 and (kind := next((kind for kind in KINDS.values() if f"{kind.path}/" in request.url.path), None)):
+        raise TransformationServiceNotFound(f"{asked}: no such {kind.noun}", status=status)
     if not response.is_success:
         raise TransformationServiceRefused(f"{asked}: {status} {_problem(response)}", status=status)
     try:
-        job = response.json()
+        document = response.json()
     except ValueError:
-        job = None
-    if not isinstance(job, dict) or not {"id", "state"} <= job.keys():
-        raise TransformationServiceUnavailable(f"{asked}: {status} without a job document: {response.text[:200]!r}")
-    return job
+        document = None
+    if not isinstance(document, dict) or not {"id", "state"} <= document.keys():
+        raise TransformationServiceUnavailable(f"{asked}: {status} without id and state: {response.text[:200]!r}")
+    return document
 
 
 @contextmanager
@@ -213,6 +248,22 @@ def _transport_errors(method: str, url: str) -> Iterator[None]:
         yield
     except httpx.TransportError as error:
         raise TransformationServiceUnavailable(f"{method} {url}: {type(error).__name__} {error}".rstrip()) from error
+
+
+def _reason(error: httpx.TransportError, limit: float) -> str:
+    """Say why there was no answer, and what to check; httpx hides the cause behind two layers of its own."""
+    cause: BaseException | None = error
+    while cause and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, httpx.TimeoutException):
+        return f"does not answer within {limit:g} s; check its port, and the firewall between here and there"
+    if isinstance(cause, socket.gaierror):
+        return "has a name that does not resolve here; check the connection's host"
+    if isinstance(cause, ConnectionRefusedError):
+        return "refuses the connection; check that it runs and listens on this port"
+    if isinstance(cause, ssl.SSLError):
+        return f'is not trusted: {cause.reason}; check its certificate and the connection\'s extra "verify"'
+    return f"cannot be reached: {type(error).__name__} {error}".rstrip()
 
 
 class TransformationServiceHook(BaseHook):
@@ -258,61 +309,81 @@ class TransformationServiceHook(BaseHook):
         """Return a client with base URL, token and timeouts set; the caller closes it."""
         return httpx.Client(**self.endpoint.client_options())
 
-    def job_url(self, job_id: str) -> str:
-        """Absolute URL of a job."""
-        return self.endpoint.job_url(job_id)
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask whether the service answers and accepts the token.
 
-    def submit(
-        self, *, entity_type: str, rules: Sequence[str], batch_size: int, slot: str, idempotency_key: str
-    ) -> Job:
-        """Start a transformation, or join the one that this key has started before.
+        :return: yes or no, and one sentence: what answered, or what is wrong and where to look; never the token
+        """
+        try:
+            endpoint = self.endpoint
+            options = endpoint.client_options()
+        except (ValueError, OSError) as error:  # an unusable host, timeout or CA file
+            return False, str(error)
+        where = f"The TransformationService at {endpoint.base_url}"
+        limit = min(endpoint.timeout, LONGEST_TEST)
+        try:
+            with httpx.Client(**options | {"timeout": httpx.Timeout(limit)}) as client:
+                for path in (OPEN_PATH, GUARDED_PATH):
+                    status = client.get(path).status_code
+                    if status in (401, 403):
+                        told = "refuses the token" if endpoint.token else "wants a token, and there is none"
+                        return False, f"{where} {told} ({status}); check the connection's password"
+                    if status != 200:
+                        return False, f"{where} answers GET {path} with {status}; check host and port, then its log"
+        except httpx.TransportError as error:
+            return False, f"{where} {_reason(error, limit)}"
+        return True, f"{where} answers and accepts the token"
 
-        :param slot: the UTC instant that the work belongs to, as ``2026-01-31T02:00:00Z``
-        :return: the job document; ``replayed`` tells whether the job existed
+    def url(self, kind: Kind, work_id: str) -> str:
+        """Absolute URL of a job or run."""
+        return self.endpoint.url(kind, work_id)
+
+    def submit(self, kind: Kind, body: Mapping[str, Any], *, idempotency_key: str) -> Document:
+        """Start work, or join what this key has started before.
+
+        :param body: what the service's API asks for
+        :return: the document; ``replayed`` tells whether the work existed
         :raises TransformationServiceUnavailable: still no answer after ``retry_count`` retries
         :raises TransformationServiceRefused: the service rejects the request
         """
-        body = {"entity_type": entity_type, "rules": list(rules), "batch_size": batch_size, "slot": slot}
-        return self._call("POST", JOBS, json=body, headers={"Idempotency-Key": idempotency_key})
+        return self._call("POST", kind.path, json=body, headers={"Idempotency-Key": idempotency_key})
 
-    def get_job(self, job_id: str) -> Job:
-        """Read a job. Raises as :meth:`submit`, and TransformationJobNotFound."""
-        return self._call("GET", f"{JOBS}/{quote(job_id, safe='')}")
+    def get(self, kind: Kind, work_id: str) -> Document:
+        """Read a job or run. Raises as :meth:`submit`, and TransformationServiceNotFound."""
+        return self._call("GET", _path(kind, work_id))
 
-    def cancel_job(self, job_id: str) -> Job:
-        """Stop a job after its current batch. Raises as :meth:`get_job`."""
-        return self._call("DELETE", f"{JOBS}/{quote(job_id, safe='')}")
+    def cancel(self, kind: Kind, work_id: str) -> Document:
+        """Stop a job after its current batch, or a run at once. Raises as :meth:`get`."""
+        return self._call("DELETE", _path(kind, work_id))
 
-    async def aget_job(self, client: httpx.AsyncClient, job_id: str) -> Job:
-        """Read a job with a client of :meth:`aclient`, one attempt: whoever polls repeats anyway. Raises as
-        :meth:`get_job`."""
-        url = f"{JOBS}/{quote(job_id, safe='')}"
-        with _transport_errors("GET", f"{client.base_url}{url}"):
-            response = await client.get(url)
-        return read_answer(response)
+    async def aget(self, client: httpx.AsyncClient, kind: Kind, work_id: str) -> Document:
+        """Read with a client of :meth:`aclient`, one attempt: whoever polls repeats anyway. Raises as :meth:`get`."""
+        return await self._ask(client, "GET", _path(kind, work_id))
 
-    async def acancel_job(self, client: httpx.AsyncClient, job_id: str) -> Job:
-        """Stop a job, with the hook's retries. Raises as :meth:`get_job`."""
-        url = f"{JOBS}/{quote(job_id, safe='')}"
+    async def acancel(self, client: httpx.AsyncClient, kind: Kind, work_id: str) -> Document:
+        """Stop with a client of :meth:`aclient` and the hook's retries. Raises as :meth:`get`."""
         attempt = 0
         while True:
             try:
-                with _transport_errors("DELETE", f"{client.base_url}{url}"):
-                    response = await client.delete(url)
-                return read_answer(response)
+                return await self._ask(client, "DELETE", _path(kind, work_id))
             except TransformationServiceUnavailable as error:
                 if attempt >= self.retry_count:
                     raise
                 await asyncio.sleep(pause(attempt, error.retry_after))
             attempt += 1
 
+    async def _ask(self, client: httpx.AsyncClient, method: str, path: str) -> Document:
+        with _transport_errors(method, f"{str(client.base_url).rstrip('/')}{path}"):
+            response = await client.request(method, path)
+        return read_answer(response)
+
     async def aclient(self) -> httpx.AsyncClient:
         """Return an asynchronous client; use it in ``async with``."""
         return httpx.AsyncClient(**(await self.aendpoint()).client_options())
 
     def _call(
-        self, method: str, path: str, *, json: dict[str, Any] | None = None, headers: dict[str, str] | None = None
-    ) -> Job:
+        self, method: str, path: str, *, json: Mapping[str, Any] | None = None, headers: dict[str, str] | None = None
+    ) -> Document:
         attempt = 0
         with self.get_conn() as client:
             while True:
@@ -329,13 +400,14 @@ class TransformationServiceHook(BaseHook):
                 attempt += 1
 
 
-def summary(job: Job, job_url: str) -> dict[str, Any]:
-    """The part of a job document that is small, plain JSON and worth an XCom: everything but the per-batch progress.
+def summary(kind: Kind, document: Document, url: str) -> dict[str, Any]:
+    """The part of a document that is small, plain JSON and worth an XCom.
 
-    :return: ``job_id``, ``job_url``, ``state``, ``entity_type``, ``slot``, ``rules``, ``rule_set_version``,
-        ``counts`` (records: total, transformed, marked), ``batches`` (total, done), ``replayed``, ``error``, and the
-        three times
+    :return: for a job ``job_id``, ``job_url``, ``state``, ``slot``, ``counts`` (records: total, transformed, marked),
+        ``batches`` (total, done), ``entity_type``, ``rules``, ``rule_set_version``, ``max_records``, ``replayed``,
+        ``error`` and three times; for a run ``run_id``, ``run_url``, ``state``, ``slot``, ``counts`` (statements,
+        rows), ``kind``, ``script``, ``version``, ``statements``, ``rows``, and the same last five
     """
-    kept = ("state", "entity_type", "slot", "rules", "rule_set_version", "counts", "batches", "replayed", "error")
-    times = ("created_at", "started_at", "finished_at")
-    return {"job_id": cast("str", job["id"]), "job_url": job_url} | {key: job.get(key) for key in (*kept, *times)}
+    kept = ("state", "slot", "counts", *kind.kept, "replayed", "error", "created_at", "started_at", "finished_at")
+    named = {f"{kind.name}_id": document["id"], f"{kind.name}_url": url}
+    return named | {key: document.get(key) for key in kept}

@@ -184,10 +184,10 @@ def started_by_hand(moment: datetime) -> Any:
 @pytest.mark.parametrize("dag_id", TRANSFORMATIONS)
 def test_both_paths_of_a_day_do_the_same_work(dags, dag_id: str):
     """The master's child may start whenever it does: it is told the slot."""
-    from plugins.operators.rule_engine_operator import idempotency_key, normalize_slot
+    from plugins.operators.transformation_service import normalize_slot
 
     def key(task: Any) -> str:
-        return idempotency_key(task.entity_type, normalize_slot(task.slot), task.rules)
+        return task.work(normalize_slot(task.slot)).key()
 
     dag, hour = dags[dag_id], int(TRANSFORMATIONS[dag_id][0].split()[1])
     conf = rendered(dags["master_orchestration"], f"trigger_{dag_id}", tick(30, 1)).conf

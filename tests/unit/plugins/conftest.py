@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-home-"))  # before anything imports airflow
 
@@ -17,6 +18,32 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
     set_connection(monkeypatch, host="127.0.0.1", port=fake.port)
     yield fake
     fake.stop()
+
+
+class TaskInstance:
+    """The part of a task instance that an operator meets."""
+
+    def __init__(self, run_id: str = "scheduled__2026-01-31", try_number: int = 1) -> None:
+        self.run_id, self.try_number = run_id, try_number
+        self.pushed: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+
+@pytest.fixture
+def context() -> dict[str, Any]:
+    return {"ti": TaskInstance()}
+
+
+@pytest.fixture
+def contexts() -> list[dict[str, Any]]:
+    """A first try, its retry, the task cleared later, and another run of the same slot."""
+    tries = [("scheduled__1", 1), ("scheduled__1", 2), ("scheduled__1", 7), ("manual__2", 1)]
+    return [
+        {"ti": TaskInstance(run_id, number), "run_id": run_id, "dag_run": TaskInstance(run_id)}
+        for run_id, number in tries
+    ]
 
 
 @pytest.fixture

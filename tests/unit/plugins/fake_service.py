@@ -33,6 +33,29 @@ def job_document(state: str = "queued", **changes: Any) -> dict[str, Any]:
     return document | changes
 
 
+def run_document(state: str = "queued", **changes: Any) -> dict[str, Any]:
+    """A script run's document as the service's contract has it."""
+    document = {
+        "id": "9b1f0a4e-2a54-4a39-8f3a-3f1c6f2d0b02",
+        "state": state,
+        "kind": "static",
+        "script": "mark_inactive_users",
+        "version": 1,
+        "slot": "2026-01-31T02:00:00Z",
+        "limits": {"seconds": 30, "rows": 10000, "statements": 5},
+        "parameters": {"days": 90},
+        "counts": {"statements": 2, "rows": 13},
+        "statements": [{"command": "UPDATE", "rows": 12}, {"command": "SELECT", "rows": 1}],
+        "rows": [{"id": 1}],
+        "error": None,
+        "replayed": False,
+        "created_at": "2026-01-31T02:00:01Z",
+        "started_at": "2026-01-31T02:00:01Z",
+        "finished_at": "2026-01-31T02:00:04Z",
+    }
+    return document | changes
+
+
 @dataclass
 class Answer:
     """One scripted answer; ``drop`` closes the connection without any."""

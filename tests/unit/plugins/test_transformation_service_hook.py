@@ -4,13 +4,15 @@ from datetime import UTC, datetime
 
 import pytest
 from airflow.sdk import Connection
-from fake_service import Answer, FakeService, job_document, set_connection
+from fake_service import Answer, FakeService, job_document, run_document, set_connection
 
 from plugins.hooks import transformation_service as module
 from plugins.hooks.transformation_service import (
+    JOB,
+    RUN,
     Endpoint,
-    TransformationJobNotFound,
     TransformationServiceHook,
+    TransformationServiceNotFound,
     TransformationServiceRefused,
     TransformationServiceUnavailable,
     next_poll,
@@ -24,8 +26,8 @@ WORK = {
     "rules": ["normalize_phone"],
     "batch_size": 500,
     "slot": "2026-01-31T02:00:00Z",
-    "idempotency_key": "k" * 64,
 }
+KEY = "k" * 64
 
 
 def connection(**fields: object) -> Connection:
@@ -67,19 +69,19 @@ def test_a_connection_without_host_is_named():
 
 def test_submit_sends_key_token_and_body(service: FakeService):
     service.say(Answer(202, job_document()))
-    job = TransformationServiceHook().submit(**WORK)
+    job = TransformationServiceHook().submit(JOB, WORK, idempotency_key=KEY)
     (call,) = service.calls
     assert job["state"] == "queued"
     assert (call.method, call.path) == ("POST", "/api/v1/transformations")
-    assert call.headers["Idempotency-Key"] == "k" * 64
+    assert call.headers["Idempotency-Key"] == KEY
     assert call.headers["Authorization"] == "Bearer s3cret-token"
-    assert call.body == {key: value for key, value in WORK.items() if key != "idempotency_key"}
+    assert call.body == WORK
 
 
 @pytest.mark.parametrize("fault", [Answer(503, {}), Answer(502, "<html>"), Answer(429, {}), Answer(drop=True)])
 def test_passing_faults_are_repeated_with_the_same_request(service: FakeService, waits, fault):
     service.say(fault, fault, job_document("running"))
-    assert TransformationServiceHook(retry_count=2).submit(**WORK)["state"] == "running"
+    assert TransformationServiceHook(retry_count=2).submit(JOB, WORK, idempotency_key=KEY)["state"] == "running"
     assert len(service.calls) == 3
     assert len({str((call.headers["Idempotency-Key"], call.body)) for call in service.calls}) == 1
     assert 0.5 <= waits[0] <= 1.0 <= waits[1] <= 2.0
@@ -88,7 +90,7 @@ def test_passing_faults_are_repeated_with_the_same_request(service: FakeService,
 def test_retries_end(service: FakeService, waits):
     service.say(Answer(503, {"title": "Unavailable", "detail": "database is away"}))
     with pytest.raises(TransformationServiceUnavailable, match="503 Unavailable: database is away"):
-        TransformationServiceHook(retry_count=2).get_job("x")
+        TransformationServiceHook(retry_count=2).get(JOB, "x")
     assert len(service.calls) == 3
     assert len(waits) == 2
 
@@ -96,7 +98,7 @@ def test_retries_end(service: FakeService, waits):
 def test_no_connection_is_a_passing_fault(service: FakeService, waits):
     service.stop()
     with pytest.raises(TransformationServiceUnavailable, match="ConnectError"):
-        TransformationServiceHook(retry_count=1).get_job("x")
+        TransformationServiceHook(retry_count=1).get(JOB, "x")
     assert len(waits) == 1
 
 
@@ -104,7 +106,7 @@ def test_no_connection_is_a_passing_fault(service: FakeService, waits):
 def test_a_refusal_is_not_repeated_and_tells_why(service: FakeService, waits, status):
     service.say(Answer(status, {"title": "Unknown rule", "detail": "known: normalize_phone"}))
     with pytest.raises(TransformationServiceRefused, match="Unknown rule: known: normalize_phone") as caught:
-        TransformationServiceHook().submit(**WORK)
+        TransformationServiceHook().submit(JOB, WORK, idempotency_key=KEY)
     assert caught.value.status == status
     assert len(service.calls) == 1
     assert waits == []
@@ -112,21 +114,21 @@ def test_a_refusal_is_not_repeated_and_tells_why(service: FakeService, waits, st
 
 def test_an_unknown_job_is_not_an_unknown_address(service: FakeService):
     service.say(Answer(404, {"title": "Not found"}))
-    with pytest.raises(TransformationJobNotFound):
-        TransformationServiceHook().get_job("x")
+    with pytest.raises(TransformationServiceNotFound):
+        TransformationServiceHook().get(JOB, "x")
     with pytest.raises(TransformationServiceRefused) as caught:
-        TransformationServiceHook().submit(**WORK)
-    assert not isinstance(caught.value, TransformationJobNotFound)
+        TransformationServiceHook().submit(JOB, WORK, idempotency_key=KEY)
+    assert not isinstance(caught.value, TransformationServiceNotFound)
 
 
 def test_a_page_of_a_proxy_is_no_job(service: FakeService, waits):
     service.say(Answer(200, "<html>Welcome</html>"), job_document("running"))
-    assert TransformationServiceHook().get_job("x")["state"] == "running"
+    assert TransformationServiceHook().get(JOB, "x")["state"] == "running"
 
 
 def test_the_service_decides_how_long_to_wait_within_bounds(service: FakeService, waits):
     service.say(Answer(503, {}, {"Retry-After": "7"}), Answer(503, {}, {"Retry-After": "9000"}), job_document())
-    TransformationServiceHook().get_job("x")
+    TransformationServiceHook().get(JOB, "x")
     assert 7 <= waits[0] <= 7 * 1.25
     assert waits[1] == module.LONGEST_WAIT
 
@@ -134,13 +136,13 @@ def test_the_service_decides_how_long_to_wait_within_bounds(service: FakeService
 def test_the_token_is_in_no_message(service: FakeService, waits, caplog):
     service.say(Answer(500, {}), Answer(401, {"title": "Unauthorized"}))
     with pytest.raises(TransformationServiceRefused) as caught:
-        TransformationServiceHook().get_job("x")
+        TransformationServiceHook().get(JOB, "x")
     assert "s3cret-token" not in str(caught.value) + caplog.text
 
 
 def test_a_job_id_cannot_leave_its_path(service: FakeService):
     service.say(job_document())
-    TransformationServiceHook().get_job("../../health?x=1")
+    TransformationServiceHook().get(JOB, "../../health?x=1")
     assert service.calls[0].path == "/api/v1/transformations/..%2F..%2Fhealth%3Fx%3D1"
 
 
@@ -150,7 +152,7 @@ def test_the_timeout_of_the_connection_holds(monkeypatch, waits):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, never answers
         set_connection(monkeypatch, host="127.0.0.1", port=silent.getsockname()[1], extra={"timeout": 0.1})
         with pytest.raises(TransformationServiceUnavailable, match="ReadTimeout"):
-            TransformationServiceHook(retry_count=0).get_job("x")
+            TransformationServiceHook(retry_count=0).get(JOB, "x")
 
 
 def test_retry_after_is_read_as_number_and_as_date():
@@ -174,8 +176,95 @@ def test_polls_start_short_and_cost_a_tenth():
 
 def test_the_summary_is_small_and_complete():
     job = job_document("succeeded")
-    result = summary(job, "http://service-1:5000/api/v1/transformations/1")
+    result = summary(JOB, job, "http://service-1:5000/api/v1/transformations/1")
     assert "progress" not in result
     assert result["counts"] == {"total": 2500, "transformed": 2490, "marked": 10}
-    assert result["job_id"] == job["id"]
-    assert summary({"id": "1", "state": "failed"}, "")["counts"] is None
+    assert (result["job_id"], result["job_url"]) == (job["id"], "http://service-1:5000/api/v1/transformations/1")
+    assert summary(JOB, {"id": "1", "state": "failed"}, "")["counts"] is None
+
+
+def test_the_summary_of_a_run_holds_its_rows_and_not_its_parameters():
+    result = summary(RUN, run_document("succeeded"), "url")
+    assert (result["run_id"], result["run_url"]) == (run_document()["id"], "url")
+    assert (result["rows"], result["counts"]) == ([{"id": 1}], {"statements": 2, "rows": 13})
+    assert "parameters" not in result
+
+
+def test_a_run_is_started_read_and_cancelled_at_its_own_address(service: FakeService):
+    service.say(run_document())
+    hook = TransformationServiceHook()
+    hook.submit(RUN, {"script": "a"}, idempotency_key=KEY)
+    hook.get(RUN, "r-1")
+    hook.cancel(RUN, "r-1")
+    assert [(call.method, call.path) for call in service.calls] == [
+        ("POST", "/api/v1/script-runs"),
+        ("GET", "/api/v1/script-runs/r-1"),
+        ("DELETE", "/api/v1/script-runs/r-1"),
+    ]
+    service.say(Answer(404, {}))
+    with pytest.raises(TransformationServiceNotFound, match="no such script run"):
+        hook.get(RUN, "r-1")
+
+
+def test_a_connection_that_works_is_told(service: FakeService):
+    service.say({"status": "ok"}, {"rules": []})
+    good, said = TransformationServiceHook().test_connection()
+    assert (good, said) == (True, f"The TransformationService at {service.url} answers and accepts the token")
+    assert [call.path for call in service.calls] == ["/health", "/api/v1/rules"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        ([{}, Answer(401, {})], "refuses the token (401); check the connection's password"),
+        ([{}, Answer(403, {})], "refuses the token (403); check the connection's password"),
+        ([Answer(404, {})], "answers GET /health with 404; check host and port, then its log"),
+        ([Answer(503, {})], "answers GET /health with 503; check host and port, then its log"),
+        ([{}, Answer(500, {})], "answers GET /api/v1/rules with 500; check host and port, then its log"),
+    ],
+)
+def test_an_answer_that_is_not_good_is_told(service: FakeService, answers, says):
+    service.say(*answers)
+    good, said = TransformationServiceHook().test_connection()
+    assert (good, said) == (False, f"The TransformationService at {service.url} {says}")
+
+
+def test_a_missing_token_is_told(service: FakeService, monkeypatch):
+    set_connection(monkeypatch, host="127.0.0.1", port=service.port, password=None)
+    service.say({}, Answer(401, {}))
+    assert "wants a token, and there is none" in TransformationServiceHook().test_connection()[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"host": ""}, "names no host; set the connection's host"),
+        ({"host": "service-1", "extra": {"timeout": "soon"}}, "write a number of seconds above 0"),
+        ({"host": "service-1.invalid"}, "has a name that does not resolve here; check the connection's host"),
+        ({"host": "127.0.0.1", "port": 1}, "refuses the connection; check that it runs and listens on this port"),
+        ({"host": "https://service-1", "extra": {"verify": "/no/such/ca.pem"}}, "No such file or directory"),
+    ],
+)
+def test_a_connection_that_leads_nowhere_is_told(monkeypatch, fields, says):
+    set_connection(monkeypatch, **fields)
+    good, said = TransformationServiceHook().test_connection()
+    assert not good
+    assert says in said
+
+
+def test_a_service_that_is_silent_is_told_in_time(monkeypatch):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        set_connection(monkeypatch, host="127.0.0.1", port=silent.getsockname()[1], extra={"timeout": 0.2})
+        good, said = TransformationServiceHook().test_connection()
+    assert not good
+    assert "does not answer within 0.2 s" in said
+
+
+def test_a_port_that_speaks_no_tls_is_told(service: FakeService, monkeypatch):
+    set_connection(monkeypatch, host="127.0.0.1", schema="https", port=service.port)
+    service.say({})
+    good, said = TransformationServiceHook().test_connection()
+    assert not good
+    assert "is not trusted" in said

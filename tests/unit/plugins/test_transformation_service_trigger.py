@@ -6,18 +6,17 @@ import sys
 from typing import Any
 
 import pytest
-from fake_service import Answer, FakeService, job_document
+from fake_service import Answer, FakeService, job_document, run_document
 
-from plugins.triggers.transformation_job import TransformationJobTrigger
-
-
-def trigger(**changes: Any) -> TransformationJobTrigger:
-    return TransformationJobTrigger(
-        **({"job_id": "j-1", "transformation_service_conn_id": "transformation_service"} | changes)
-    )
+from plugins.triggers.transformation_service import TransformationServiceTrigger
 
 
-async def events(instance: TransformationJobTrigger) -> list[dict[str, Any]]:
+def trigger(**changes: Any) -> TransformationServiceTrigger:
+    arguments = {"kind": "job", "work_id": "j-1", "transformation_service_conn_id": "transformation_service"}
+    return TransformationServiceTrigger(**(arguments | changes))
+
+
+async def events(instance: TransformationServiceTrigger) -> list[dict[str, Any]]:
     return [event.payload async for event in instance.run()]
 
 
@@ -26,11 +25,25 @@ async def test_one_event_when_the_job_is_final(service: FakeService, waits, stat
     service.say(job_document("queued"), job_document("running"), job_document(state))
     (event,) = await events(trigger())
     assert event["status"] == "final"
-    assert event["job"]["state"] == state
-    assert "progress" not in event["job"]
+    assert event["work"]["state"] == state
+    assert "progress" not in event["work"]
     assert json.loads(json.dumps(event)) == event
     assert waits == [0.5, 0.5]
     assert {call.path for call in service.calls} == {"/api/v1/transformations/j-1"}
+
+
+async def test_a_run_is_waited_for_at_its_own_address(service: FakeService, waits):
+    service.say(run_document("running"), run_document("succeeded"))
+    (event,) = await events(trigger(kind="run", work_id="r-1"))
+    assert event["work"]["run_url"] == f"{service.url}/api/v1/script-runs/r-1"
+    assert event["work"]["rows"] == [{"id": 1}]
+    service.say(run_document("cancelled"))
+    await trigger(kind="run", work_id="r-1").on_kill()
+    assert [(call.method, call.path) for call in service.calls] == [
+        ("GET", "/api/v1/script-runs/r-1"),
+        ("GET", "/api/v1/script-runs/r-1"),
+        ("DELETE", "/api/v1/script-runs/r-1"),
+    ]
 
 
 async def test_it_outlives_a_restart_of_the_service(service: FakeService, waits):
@@ -43,7 +56,7 @@ async def test_it_outlives_a_restart_of_the_service(service: FakeService, waits)
 async def test_it_gives_up_on_a_service_that_stays_away(service: FakeService, waits):
     service.say(Answer(503, {"title": "Unavailable"}))
     (event,) = await events(trigger(patience=0.2))
-    assert (event["status"], event["job_id"]) == ("unreachable", "j-1")
+    assert (event["status"], event["id"]) == ("unreachable", "j-1")
     assert event["message"].startswith("no answer for 0 s; last: GET ")
     assert len(service.calls) > 1
 
@@ -79,4 +92,4 @@ def test_what_is_stored_rebuilds_the_trigger_and_holds_no_secret():
     module_name, _, name = path.rpartition(".")
     rebuilt = getattr(sys.modules[module_name], name)(**arguments)
     assert rebuilt.serialize() == (path, arguments)
-    assert set(arguments) == {"job_id", "transformation_service_conn_id", "base_url", "patience"}
+    assert set(arguments) == {"kind", "work_id", "transformation_service_conn_id", "base_url", "patience"}
