@@ -11,9 +11,9 @@ from typing import Annotated
 import psycopg
 import typer
 
-from transformation_service import database, loading
+from transformation_service import database, loading, script_catalog, script_runs
 from transformation_service.entities import ENTITIES, Entity
-from transformation_service.settings import ConfigurationError, Settings, read_secret
+from transformation_service.settings import ConfigurationError, Settings, read_scripts_url, read_secret
 
 cli = typer.Typer(
     help="The reference TransformationService.",
@@ -70,6 +70,7 @@ def migrate(
     """Bring the database's schema up to this release; says whether anything changed."""
     url = read_secret("DATABASE_URL_FILE")
     applied = database.migrate(url)
+    script_runs.prepare(url, read_scripts_url(), script_catalog.load())
     loaded = {}
     for text in sample or []:
         name, _, count = text.partition("=")
@@ -115,7 +116,7 @@ def main() -> None:
     """Run the command line; what an operator can mend ends in one sentence on standard error."""
     try:
         cli()
-    except (ConfigurationError, database.MigrationError, loading.LoadError) as error:
+    except (ConfigurationError, database.MigrationError, loading.LoadError, script_catalog.ScriptError) as error:
         sys.exit(f"transformation_service: {error}")
     except psycopg.OperationalError as error:
         sys.exit(f"transformation_service: the database can't be reached: {str(error).strip()}")

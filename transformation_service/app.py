@@ -21,13 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from transformation_service import __version__, ledger
+from transformation_service import __version__, ledger, script_api, script_catalog
 from transformation_service.database import create_pool
 from transformation_service.engine import Engine
 from transformation_service.entities import ENTITIES
 from transformation_service.metrics import CONTENT_TYPE, Metrics
 from transformation_service.problems import Problem, database_unavailable
 from transformation_service.rules import RULES, Rule, rule_set_version
+from transformation_service.script_runs import Runner
 from transformation_service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -199,6 +200,11 @@ def create_app(settings: Settings) -> FastAPI:
     pool = create_pool(settings.database_url)
     offered = offered_rules(settings.rules)
     started = time.time()
+    most = script_catalog.Limits(seconds=settings.script_max_seconds, rows=settings.script_max_rows, statements=20)
+    scripts = script_catalog.load(most)
+    runner = None
+    if settings.scripts_database_url:
+        runner = Runner(settings.database_url, settings.scripts_database_url, settings.poll_seconds, most)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -207,15 +213,20 @@ def create_app(settings: Settings) -> FastAPI:
         # Not waited for: without its database the service still answers, with 503.
         await pool.open(wait=False)
         engine.start()
+        if runner:
+            runner.start()
         try:
             yield
         finally:
+            if runner:
+                await runner.stop()
             await engine.stop()
             await pool.close()
 
     app = FastAPI(title="TransformationService", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.metrics = metrics
     app.add_middleware(Gate, token=settings.token, metrics=metrics)
+    app.include_router(script_api.create_router(pool, scripts, most, runner))
 
     @app.exception_handler(Problem)
     async def problem(_: Request, error: Problem) -> Response:
