@@ -1,37 +1,42 @@
 """
 ### user_transformation
 
-Normalises every `User` record once a day: phone numbers to E.164, e-mail addresses to one form, duplicates marked. The
-work happens in the TransformationService; this DAG starts it, waits for it without holding a worker, and reports the
-figures.
+Puts every `User` record in order once a day: phone numbers in E.164, e-mail addresses in one form, duplicates marked.
+The TransformationService does the work; this DAG checks its input, starts it, waits without holding a worker, checks
+the result and tells the figures.
 
 | | |
 |---|---|
 | Schedule | 02:00 UTC, and from `master_orchestration` at 01:00 UTC; whichever comes first does the day's work |
-| Rules, in order | `normalize_phone`, `standardize_email`, `deduplicate` |
+| Rules | `normalize_phone` and `standardize_email` at the same time, then `deduplicate` |
 | Batch | 1000 records |
 | Owner | transformation, Slack `#transformations` |
-| Configuration | variable `transformation_service_url`; connection `transformation_service` (token, timeout) |
+| Runbook | `docs/runbooks/transformation_dags.md` in the repository of this DAG |
+| Connections | `transformation_service` (token, timeout); `transformation_db`, read only, for the checks |
+| Variables | `transformation_service_url`; `data_checks`, `on` or `off` |
 
-**The slot.** Work belongs to a *slot*, here a UTC day. Records are transformed once per slot, however often a task is
+**The tasks.** `pre_check` looks at the table: its columns, repeated ids, the share of empty fields. Without records all
+that follows is skipped, and the run succeeds. `apply_rules` has one task for each rule. `quality_check` fails the run
+when a record is in the ledger of a rule neither as transformed nor as marked, when a record without country is not
+marked, or when more than a quarter of all records are duplicates. `summary` tells what was done, per rule and in all.
+
+**The slot.** Work belongs to a *slot*, here a UTC day. Each rule sees a record once per slot, however often a task is
 retried, cleared or triggered again: a later run of the same day finds the slot done, succeeds at once and says so in
-the log of `apply_rules`. A run started by hand belongs to the slot in its param `slot`, else to the day of its logical
-date, else to its own day. Records that came in after the day's run are next day's work; to have them done today,
-trigger a run with a slot of your own, such as the present instant. It covers all records anew.
+`summary`. A run started by hand belongs to the slot in its param `slot`, else to the day of its logical date, else to
+its own day. Records that came in after the day's run are next day's work; to have them done today, trigger a run with a
+slot of your own, such as the present instant. It covers all records anew.
 
-**When it fails.** Short faults of the service are retried within the task, within seconds. Each of the task's own
-retries, 2 to 15 minutes apart, takes over where the failed job stopped. To run it again by hand, clear `apply_rules`:
-records that are done stay untouched. The button *Transformation job* on the task leads to the job; its figures are in
-the task's XCom `return_value`.
+**When it fails.** Short faults of the service are retried within the task, within seconds. Each of a task's own
+retries, 2 to 15 minutes apart, takes over where the failed job stopped. A failed check is not retried: its message has
+the figures. To run a task again by hand, clear it: records that are done stay untouched. The button *Transformation
+job* on the tasks in `apply_rules` leads to the job.
 """
 
 from __future__ import annotations
 
-from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG
 
-from plugins.daily import SLOT_OF_DAY, daily_settings
-from plugins.operators import RuleEngineOperator
+from plugins.daily import daily_settings, transformation_tasks
 
 with DAG(
     dag_id="user_transformation",
@@ -40,18 +45,10 @@ with DAG(
     schedule="0 2 * * *",
     tags=["transformation", "user"],
     **daily_settings(owner="transformation"),
-):
-    start = EmptyOperator(task_id="start")
-
-    apply_rules = RuleEngineOperator(
-        task_id="apply_rules",
-        transformation_service_url="{{ var.value.transformation_service_url }}",
+) as dag:
+    transformation_tasks(
         entity_type="User",
-        rules=["normalize_phone", "standardize_email", "deduplicate"],
+        stages=[["normalize_phone", "standardize_email"], ["deduplicate"]],
         batch_size=1000,
-        slot=SLOT_OF_DAY,
+        duplicates_at_most=0.25,
     )
-
-    end = EmptyOperator(task_id="end")
-
-    start >> apply_rules >> end

@@ -2,37 +2,42 @@
 ### discovery_transformation
 
 Checks every `DiscoveryMetadata` record against its JSON Schema once a day and derives what its document implies: host,
-domain, environment, network, fingerprint, completeness. The work happens in the TransformationService; this DAG starts
-it, waits for it without holding a worker, and reports the figures.
+domain, environment, network, fingerprint, completeness. The TransformationService does the work; this DAG checks its
+input, starts it, waits without holding a worker, checks the result and tells the figures.
 
 | | |
 |---|---|
 | Schedule | 04:00 UTC, and from `master_orchestration` at 01:00 UTC; whichever comes first does the day's work |
-| Rules, in order | `validate_schema`, `enrich_metadata` |
+| Rules | `validate_schema`, then `enrich_metadata` |
 | Batch | 2000 records |
 | Owner | transformation, Slack `#transformations` |
-| Configuration | variable `transformation_service_url`; connection `transformation_service` (token, timeout) |
+| Runbook | `docs/runbooks/transformation_dags.md` in the repository of this DAG |
+| Connections | `transformation_service` (token, timeout); `transformation_db`, read only, for the checks |
+| Variables | `transformation_service_url`; `data_checks`, `on` or `off` |
 
-**The slot.** Work belongs to a *slot*, here a UTC day, and each record is transformed once per slot: a later run of the
-same day succeeds at once and says in the log of `apply_rules` that the slot was done. The param `slot` overrides the
-day; with the present instant in it, a run covers all records anew.
+**The tasks.** `pre_check` looks at the table: its columns, repeated ids, the share of empty fields. Without records all
+that follows is skipped, and the run succeeds. `apply_rules` has one task for each rule. `quality_check` fails the run
+when a record is in the ledger of a rule neither as transformed nor as marked, or when a record without document or
+derived metadata is not marked. `summary` tells what was done, per rule and in all.
+
+**The slot.** Work belongs to a *slot*, here a UTC day, and each rule sees a record once per slot: a later run of the
+same day succeeds at once and says in `summary` that the slot was done. The param `slot` overrides the day; with the
+present instant in it, a run covers all records anew.
 
 **Marked records.** A document that does not conform to the schema is left as it is and its record is *marked*, which is
 no failure. The reason in the ledger of the service (`transformation_record`, outcome `marked`) names the place and the
 broken rule, never the value.
 
-**When it fails.** Short faults of the service are retried within seconds, the task itself 2 to 15 minutes apart; each
-retry goes on where the failed job stopped. By hand: clear `apply_rules`. The button *Transformation job* on the task
-leads to the job.
+**When it fails.** Short faults of the service are retried within seconds, a task itself 2 to 15 minutes apart; each
+retry goes on where the failed job stopped. A failed check is not retried: its message has the figures. By hand: clear
+the failed task. The button *Transformation job* on the tasks in `apply_rules` leads to the job.
 """
 
 from __future__ import annotations
 
-from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG
 
-from plugins.daily import SLOT_OF_DAY, daily_settings
-from plugins.operators import RuleEngineOperator
+from plugins.daily import daily_settings, transformation_tasks
 
 with DAG(
     dag_id="discovery_transformation",
@@ -41,18 +46,9 @@ with DAG(
     schedule="0 4 * * *",
     tags=["transformation", "discovery"],
     **daily_settings(owner="transformation"),
-):
-    start = EmptyOperator(task_id="start")
-
-    apply_rules = RuleEngineOperator(
-        task_id="apply_rules",
-        transformation_service_url="{{ var.value.transformation_service_url }}",
+) as dag:
+    transformation_tasks(
         entity_type="DiscoveryMetadata",
-        rules=["validate_schema", "enrich_metadata"],
+        stages=[["validate_schema"], ["enrich_metadata"]],
         batch_size=2000,
-        slot=SLOT_OF_DAY,
     )
-
-    end = EmptyOperator(task_id="end")
-
-    start >> apply_rules >> end

@@ -24,20 +24,11 @@ FILES = {
     "02_application_transformation.py": "application_transformation",
     "03_discovery_transformation.py": "discovery_transformation",
 }
+# DAG: schedule, entity, rules by stage, batch size
 TRANSFORMATIONS = {
-    "user_transformation": (
-        "0 2 * * *",
-        "User",
-        ["normalize_phone", "standardize_email", "deduplicate"],
-        1000,
-    ),
-    "application_transformation": ("0 3 * * *", "Application", ["normalize_name", "validate_category"], 500),
-    "discovery_transformation": (
-        "0 4 * * *",
-        "DiscoveryMetadata",
-        ["validate_schema", "enrich_metadata"],
-        2000,
-    ),
+    "user_transformation": ("0 2 * * *", "User", [["normalize_phone", "standardize_email"], ["deduplicate"]], 1000),
+    "application_transformation": ("0 3 * * *", "Application", [["normalize_name", "validate_category"]], 500),
+    "discovery_transformation": ("0 4 * * *", "DiscoveryMetadata", [["validate_schema"], ["enrich_metadata"]], 2000),
 }
 
 
@@ -76,18 +67,32 @@ def test_no_file_imports_what_airflow_3_has_moved(release: Path, file: str):
     checks.imports_what_airflow_3_has((release / "dags" / file).read_text())
 
 
+def rule_tasks(dag: DAG) -> list[Any]:
+    return [task for task in dag.tasks if task.task_id.startswith("apply_rules.")]
+
+
 @pytest.mark.parametrize("dag_id", TRANSFORMATIONS)
 def test_transformations(dags, dag_id: str):
     dag = dags[dag_id]
-    schedule, entity, rules, batch_size = TRANSFORMATIONS[dag_id]
+    schedule, entity, stages, batch_size = TRANSFORMATIONS[dag_id]
     assert dag.schedule == schedule
-    assert [task.task_id for task in dag.topological_sort()] == ["start", "apply_rules", "end"]
-    task = dag.get_task("apply_rules")
-    assert (task.entity_type, task.rules, task.batch_size) == (entity, rules, batch_size)
-    assert task.deferrable is True
-    assert task.transformation_service_url == "{{ var.value.transformation_service_url }}"
-    for fact in (*rules, str(batch_size), f"0{schedule.split()[1]}:00 UTC"):
-        assert fact in dag.doc_md, f"the manual lacks {fact}"
+    steps = [
+        ["start"],
+        ["pre_check"],
+        *([f"apply_rules.{rule}" for rule in rules] for rules in stages),
+        ["quality_check"],
+        ["summary"],
+        ["end"],
+    ]
+    assert sorted(dag.task_ids) == sorted(task_id for step in steps for task_id in step)
+    for before, after in pairwise(steps):
+        for task_id in after:
+            assert dag.get_task(task_id).upstream_task_ids == set(before)
+            assert dag.get_task(task_id).trigger_rule == "all_success"
+    assert [task.rules for task in rule_tasks(dag)] == [[rule] for rules in stages for rule in rules]
+    for task in rule_tasks(dag):
+        assert (task.entity_type, task.batch_size, task.deferrable) == (entity, batch_size, True)
+        assert task.transformation_service_url == "{{ var.value.transformation_service_url }}"
 
 
 @pytest.mark.parametrize("dag_id", TRANSFORMATIONS)
@@ -95,10 +100,22 @@ def test_the_service_knows_their_rules_and_entities(dags, dag_id: str):
     from transformation_service.entities import ENTITIES
     from transformation_service.rules import RULES
 
-    task = dags[dag_id].get_task("apply_rules")
-    assert task.entity_type in ENTITIES
-    for rule in task.rules:
-        assert task.entity_type in RULES[rule].fields
+    for task in rule_tasks(dags[dag_id]):
+        assert task.entity_type in ENTITIES
+        for rule in task.rules:
+            assert task.entity_type in RULES[rule].fields
+
+
+def test_the_checks_look_at_the_service_s_tables_and_columns():
+    from plugins import quality
+    from transformation_service.entities import ENTITIES
+
+    assert set(quality.ENTITIES) == set(ENTITIES)
+    for name, data in quality.ENTITIES.items():
+        assert data.table == ENTITIES[name].table
+        assert {*data.inputs} <= set(ENTITIES[name].inputs)
+        assert {*data.results} <= set(ENTITIES[name].columns)
+        assert not data.duplicates or "duplicate_of" in ENTITIES[name].derived
 
 
 @pytest.mark.parametrize("dag_id", FILES.values())
@@ -192,18 +209,21 @@ def test_both_paths_of_a_day_do_the_same_work(dags, dag_id: str):
     dag, hour = dags[dag_id], int(TRANSFORMATIONS[dag_id][0].split()[1])
     conf = rendered(dags["master_orchestration"], f"trigger_{dag_id}", tick(30, 1)).conf
     late = started_by_hand(datetime(2026, 1, 31, 0, 0, 5, tzinfo=UTC))
-    by_master = rendered(dag, "apply_rules", late, **conf)
-    by_schedule = rendered(dag, "apply_rules", tick(30, hour))
-    assert key(by_master) == key(by_schedule)
-    assert key(by_schedule) != key(rendered(dag, "apply_rules", tick(31, hour)))
-    assert key(by_schedule) == key(rendered(dag, "apply_rules", started_by_hand(datetime(2026, 1, 30, 18, tzinfo=UTC))))
+    by_hand = started_by_hand(datetime(2026, 1, 30, 18, tzinfo=UTC))
+    for task in rule_tasks(dag):
+        by_master = rendered(dag, task.task_id, late, **conf)
+        by_schedule = rendered(dag, task.task_id, tick(30, hour))
+        assert key(by_master) == key(by_schedule)
+        assert key(by_schedule) != key(rendered(dag, task.task_id, tick(31, hour)))
+        assert key(by_schedule) == key(rendered(dag, task.task_id, by_hand))
 
 
 def test_a_slot_given_to_the_master_reaches_the_work(dags):
     given = "2025-07-01T00:00:00Z"
     conf = rendered(dags["master_orchestration"], "trigger_user_transformation", tick(30, 1), slot=given).conf
     assert conf == {"slot": given}
-    assert rendered(dags["user_transformation"], "apply_rules", tick(30, 2), **conf).slot == given
+    for task in rule_tasks(dags["user_transformation"]):
+        assert rendered(dags["user_transformation"], task.task_id, tick(30, 2), **conf).slot == given
 
 
 def test_parsing_is_light(release: Path):
@@ -214,6 +234,7 @@ def test_parsing_is_light(release: Path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import airflow.sdk, airflow.serialization.definitions.dag\n"
         "import airflow.dag_processing.dagbag, airflow.providers.standard.operators.empty, httpx\n"
+        "import airflow.providers.common.sql.operators.sql\n"
         "before = set(sys.modules); import plugins.operators, plugins.daily\n"
         "print(*sorted(name for name in set(sys.modules) - before if not name.startswith('plugins')))"
     )

@@ -83,7 +83,7 @@ options:
     type: str
     default: user_transformation
   task:
-    description: The task of it that must run on a host of C(workers).
+    description: The task of it that transforms, or the task group, one task for each rule set; runs on C(workers).
     type: str
     default: apply_rules
   unpause:
@@ -311,46 +311,55 @@ def judge_workers(
     return f"{', '.join(sorted(consuming))} consuming {', '.join(sorted(served))}"
 
 
+def tasks_of(instances: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    """Return the task instances of a task, or of all tasks in a task group."""
+    return [item for item in instances if item["task_id"] == name or item["task_id"].startswith(f"{name}.")]
+
+
 def judge_placement(instances: Sequence[Mapping[str, Any]], task: str, workers: Sequence[str]) -> str:
-    """Check where the task ran; a deferred task shows the worker that finished it."""
-    hosts = [str(instance["hostname"]) for instance in instances if instance["task_id"] == task]
+    """Check where the task, or each task of the group, ran; a deferred task shows the worker that finished it."""
+    hosts = {str(item["task_id"]): str(item["hostname"]) for item in tasks_of(instances, task)}
     if not hosts:
         raise CheckFailed(f"the run has no task {task}")
-    strangers = sorted(set(hosts) - set(workers))
-    if workers and strangers:
-        raise CheckFailed(f"{task} ran on {', '.join(strangers)}, expected one of {', '.join(workers)}")
-    return f"{task} ran on {', '.join(sorted(set(hosts)))}"
+    strangers = [f"{name} ran on {host}" for name, host in sorted(hosts.items()) if workers and host not in workers]
+    if strangers:
+        raise CheckFailed(f"{', '.join(strangers)}, expected one of {', '.join(workers)}")
+    names = {name: name.removeprefix(f"{task}.") for name in hosts}
+    return ", ".join(f"{names[name]} ran on {host}" for name, host in sorted(hosts.items()))
 
 
-def judge_ledger(before: Mapping[str, int], after: Mapping[str, Any], minimum: int) -> str:
-    """Check that the job covered every record and that the ledger and the records count the same effects.
+def judge_ledger(before: Mapping[str, int], jobs: Sequence[Mapping[str, Any]], minimum: int) -> str:
+    """Check that each job covered every record and that the ledger and the records count the same effects.
 
-    `before` and `after`: rows of `LEDGER_BEFORE` and `LEDGER_AFTER`. Each is one statement, so one snapshot.
+    `before` and `jobs`: rows of `LEDGER_BEFORE` and `LEDGER_AFTER`. Each is one statement, so one snapshot.
     """
     problems = []
-    if after["state"] != "succeeded":
-        problems.append(f"the job is {after['state']}")
-    if after["ledger_rows"] != after["distinct_records"]:
-        problems.append(
-            f"{after['ledger_rows'] - after['distinct_records']} ledger rows too many: a record was done twice"
-        )
-    if after["ledger_rows"] != after["records_total"]:
-        problems.append(f"the job took {after['records_total']} records, the ledger holds {after['ledger_rows']}")
-    if after["missing"]:
-        problems.append(f"{after['missing']} records are not in the ledger")
-    if after["ledger_rows"] < minimum:
-        problems.append(
-            f"only {after['ledger_rows']} records, {minimum} are needed to prove something: load records first"
-        )
+    for job in jobs:
+        faults = []
+        if job["state"] != "succeeded":
+            faults.append(f"the job is {job['state']}")
+        if job["ledger_rows"] != job["distinct_records"]:
+            many = job["ledger_rows"] - job["distinct_records"]
+            faults.append(f"{many} ledger rows too many: a record was done twice")
+        if job["ledger_rows"] != job["records_total"]:
+            faults.append(f"the job took {job['records_total']} records, the ledger holds {job['ledger_rows']}")
+        if job["missing"]:
+            faults.append(f"{job['missing']} records are not in the ledger")
+        if job["ledger_rows"] < minimum:
+            faults.append(
+                f"only {job['ledger_rows']} records, {minimum} are needed to prove something: load records first"
+            )
+        problems += [f"{job['rules']}: {fault}" for fault in faults]
     # Other jobs may run at the same time, so both sides are the entity's totals. Deleted records would only lower one.
-    effects = after["effects"] - before["effects"]
-    confirmed = after["confirmed"] - before["confirmed"]
+    effects = jobs[0]["effects"] - before["effects"]
+    confirmed = jobs[0]["confirmed"] - before["confirmed"]
     if effects != confirmed:
         problems.append(f"the records show {effects} transformations and the jobs {confirmed}")
     if problems:
         raise CheckFailed("; ".join(problems))
-    outcomes = f"{after['transformed']} transformed, {after['marked']} marked"
-    return f"{after['ledger_rows']} records, each once: {outcomes}"
+    records = " and ".join(sorted({str(job["ledger_rows"]) for job in jobs}))
+    outcomes = (f"{job['rules']} {job['transformed']} transformed, {job['marked']} marked" for job in jobs)
+    return f"{records} records, each once per rule set: {'; '.join(outcomes)}"
 
 
 def format_table(results: Sequence[Result]) -> list[str]:
@@ -376,23 +385,23 @@ SELECT (SELECT coalesce(sum(transform_count), 0) FROM {table}) AS effects,
          WHERE entity_type = %(entity)s) AS confirmed
 """
 LEDGER_AFTER: Final = """
-WITH job AS (
-    SELECT * FROM transformation_job WHERE entity_type = %(entity)s AND slot = %(slot)s::timestamptz
-), ledger AS (
-    SELECT record_id, outcome FROM transformation_record WHERE job_id IN (SELECT id FROM job)
-)
-SELECT (SELECT count(*) FROM job) AS jobs,
-       (SELECT max(state) FROM job) AS state,
-       (SELECT sum(records_total) FROM job) AS records_total,
-       (SELECT count(*) FROM ledger) AS ledger_rows,
-       (SELECT count(DISTINCT record_id) FROM ledger) AS distinct_records,
-       (SELECT count(*) FROM ledger WHERE outcome = 'transformed') AS transformed,
-       (SELECT count(*) FROM ledger WHERE outcome = 'marked') AS marked,
-       (SELECT count(*) FROM {table} AS record WHERE id <= (SELECT max(max_record_id) FROM job)
-          AND NOT EXISTS (SELECT FROM ledger WHERE record_id = record.id)) AS missing,
+SELECT array_to_string(job.rules, ', ') AS rules, job.state, job.records_total,
+       ledger.rows AS ledger_rows, ledger.records AS distinct_records, ledger.transformed, ledger.marked,
+       (SELECT count(*) FROM {table} AS record WHERE id <= job.max_record_id
+          AND NOT EXISTS (
+            SELECT FROM transformation_record WHERE job_id = job.id AND record_id = record.id)) AS missing,
        (SELECT coalesce(sum(transform_count), 0) FROM {table}) AS effects,
        (SELECT coalesce(sum(transformed + marked), 0) FROM transformation_job
          WHERE entity_type = %(entity)s) AS confirmed
+FROM transformation_job AS job
+CROSS JOIN LATERAL (
+    SELECT count(*) AS rows, count(DISTINCT record_id) AS records,
+           count(*) FILTER (WHERE outcome = 'transformed') AS transformed,
+           count(*) FILTER (WHERE outcome = 'marked') AS marked
+    FROM transformation_record WHERE job_id = job.id
+) AS ledger
+WHERE job.entity_type = %(entity)s AND job.slot = %(slot)s::timestamptz
+ORDER BY job.created_at, job.id
 """
 
 
@@ -402,8 +411,8 @@ class Ledger:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings = settings
 
-    def query(self, statement: str, **values: object) -> dict[str, Any]:
-        """Return the one row of a statement."""
+    def query(self, statement: str, **values: object) -> list[dict[str, Any]]:
+        """Return the rows of a statement."""
         import psycopg2
         import psycopg2.extras
         from psycopg2 import sql
@@ -425,8 +434,8 @@ class Ledger:
             with contextlib.closing(connection), connection.cursor() as cursor:
                 text = sql.SQL(statement).format(table=sql.Identifier(wanted["table"]))
                 cursor.execute(text, {"entity": wanted["entity"], **values})
-                row = dict(cursor.fetchone() or {})
-            return {key: int(value) if _countable(value) else value for key, value in row.items()}
+                rows = cursor.fetchall()
+            return [{key: int(value) if _countable(value) else value for key, value in row.items()} for row in rows]
         except psycopg2.Error as error:
             where = f"{wanted['database']} at {wanted['host']}:{wanted['port']} as {wanted['user']}"
             raise CheckFailed(f"{where}: {' '.join(str(error).split())}") from None
@@ -576,7 +585,7 @@ class Smoke:
             )
         if self._options["ledger"]:
             try:
-                self._before = Ledger(self._options["ledger"]).query(LEDGER_BEFORE)
+                (self._before,) = Ledger(self._options["ledger"]).query(LEDGER_BEFORE)
             except CheckFailed as failure:
                 self._before = failure  # told by the check "ledger"; the run itself needs no ledger
         if paused:
@@ -668,10 +677,14 @@ class Smoke:
             raise Skipped("no ledger is configured (airflow_smoke_ledger_host)")
         if self._before is None or isinstance(self._before, CheckFailed):
             raise self._before or CheckFailed("no count from before the run")
-        after = Ledger(settings).query(LEDGER_AFTER, slot=self._slot)
-        if after["jobs"] != 1:
-            raise CheckFailed(f"{after['jobs']} jobs for {settings['entity']} in slot {self._slot}, expected one")
-        return judge_ledger(self._before, after, settings["minimum"])
+        jobs = Ledger(settings).query(LEDGER_AFTER, slot=self._slot)
+        tasks = len(tasks_of(self._instances, self._options["task"]))
+        if not jobs or len(jobs) != tasks:
+            raise CheckFailed(
+                f"{len(jobs)} jobs for {settings['entity']} in slot {self._slot}, expected one for each of the {tasks} "
+                f"tasks in {self._options['task']}"
+            )
+        return judge_ledger(self._before, jobs, settings["minimum"])
 
 
 def log_tail(answer: Mapping[str, Any]) -> list[str]:

@@ -84,8 +84,20 @@ def test_the_task_must_have_run_on_a_worker_host() -> None:
     assert "no task" in failing(subject.judge_placement, [], "apply_rules", [])
 
 
+def test_each_task_of_a_group_must_have_run_on_a_worker_host() -> None:
+    instances = [
+        {"task_id": "apply_rules.b", "hostname": "worker-2"},
+        {"task_id": "apply_rules.a", "hostname": "worker-1"},
+        {"task_id": "apply_rules_not", "hostname": "elsewhere"},
+    ]
+    judge = subject.judge_placement
+    assert judge(instances, "apply_rules", ["worker-1", "worker-2"]) == "a ran on worker-1, b ran on worker-2"
+    found = failing(judge, instances, "apply_rules", ["worker-1"])
+    assert found == "apply_rules.b ran on worker-2, expected one of worker-1"
+
+
 AFTER = {
-    "jobs": 1,
+    "rules": "normalize_phone",
     "state": "succeeded",
     "records_total": 100,
     "ledger_rows": 100,
@@ -101,21 +113,29 @@ AFTER = {
 @pytest.mark.parametrize(
     ("differences", "found"),
     [
-        ({"state": "running"}, "the job is running"),
-        ({"ledger_rows": 101, "records_total": 101}, "1 ledger rows too many: a record was done twice"),
-        ({"records_total": 120}, "the job took 120 records, the ledger holds 100"),
-        ({"missing": 2}, "2 records are not in the ledger"),
+        ({"state": "running"}, "normalize_phone: the job is running"),
+        (
+            {"ledger_rows": 101, "records_total": 101},
+            "normalize_phone: 1 ledger rows too many: a record was done twice",
+        ),
+        ({"records_total": 120}, "normalize_phone: the job took 120 records, the ledger holds 100"),
+        ({"missing": 2}, "normalize_phone: 2 records are not in the ledger"),
         ({"effects": 1101}, "the records show 101 transformations and the jobs 100"),
         (
             {"records_total": 0, "ledger_rows": 0, "distinct_records": 0, "effects": 1000, "confirmed": 1200},
-            "only 0 records, 1 are needed to prove something: load records first",
+            "normalize_phone: only 0 records, 1 are needed to prove something: load records first",
         ),
     ],
 )
 def test_the_ledger_must_show_each_record_once(differences: dict[str, Any], found: str) -> None:
     before = {"effects": 1000, "confirmed": 1200}
-    assert subject.judge_ledger(before, AFTER, 1) == "100 records, each once: 97 transformed, 3 marked"
-    assert failing(subject.judge_ledger, before, AFTER | differences, 1) == found
+    other = AFTER | {"rules": "deduplicate", "transformed": 100, "marked": 0}
+    assert subject.judge_ledger(before, [AFTER, other], 1) == (
+        "100 records, each once per rule set: normalize_phone 97 transformed, 3 marked; "
+        "deduplicate 100 transformed, 0 marked"
+    )
+    totals = {name: value for name, value in differences.items() if name in ("effects", "confirmed")}
+    assert failing(subject.judge_ledger, before, [AFTER | differences, other | totals], 1) == found
 
 
 def test_the_table_is_aligned_and_says_what_failed() -> None:

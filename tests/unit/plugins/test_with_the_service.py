@@ -157,20 +157,24 @@ async def test_master_and_own_schedule_do_the_work_of_a_day_once(
     one = datetime(2026, 1, 31, 1, tzinfo=UTC)
     two = one + timedelta(hours=1)
     master = runpy.run_path(str(DAGS / "00_master_orchestration.py"))["triggers"][trigger]
-    work = runpy.run_path(str(DAGS / file))["apply_rules"]
+    group = runpy.run_path(str(DAGS / file))["dag"].task_group.get_child_by_label("apply_rules")
     address = f"http://127.0.0.1:{service.port}"
     conf = in_run(master, SimpleNamespace(logical_date=one, run_after=one), address).conf
-    by_master = in_run(work, SimpleNamespace(logical_date=None, run_after=one), address, **conf)
-    by_schedule = in_run(work, SimpleNamespace(logical_date=two, run_after=two), address)
 
-    paths = [by_master, by_schedule] if master_first else [by_schedule, by_master]
-    first, second = [await run(path) for path in paths]
+    async def path(moment: Any, **given: str) -> list[dict[str, Any]]:
+        return [await run(in_run(task, moment, address, **given)) for task in work]
 
-    assert (first["replayed"], first["state"], first["counts"]["total"]) == (False, "succeeded", RECORDS)
-    assert (second["replayed"], second["state"], second["job_id"]) == (True, "succeeded", first["job_id"])
-    assert rows(url, f"SELECT DISTINCT transform_count FROM {ENTITIES[entity].table}") == [(1,)]
-    ledger = "SELECT count(*), count(DISTINCT record_id) FROM transformation_record"
-    assert rows(url, ledger) == [(RECORDS, RECORDS)]
+    work = list(group.children.values())
+    by_master = path(SimpleNamespace(logical_date=None, run_after=one), **conf)
+    by_schedule = path(SimpleNamespace(logical_date=two, run_after=two))
+    first, second = [await each for each in ([by_master, by_schedule] if master_first else [by_schedule, by_master])]
+
+    for once, again in zip(first, second, strict=True):
+        assert (once["replayed"], once["state"], once["counts"]["total"]) == (False, "succeeded", RECORDS)
+        assert (again["replayed"], again["state"], again["job_id"]) == (True, "succeeded", once["job_id"])
+    assert rows(url, f"SELECT DISTINCT transform_count FROM {ENTITIES[entity].table}") == [(len(work),)]
+    ledger = "SELECT count(*), count(DISTINCT (rule_set_version, record_id)) FROM transformation_record"
+    assert rows(url, ledger) == [(RECORDS * len(work), RECORDS * len(work))]
 
 
 async def test_a_killed_service_loses_and_doubles_nothing(service: Service, url: str):
