@@ -32,6 +32,8 @@ PROBES = Path(__file__).resolve().parent / "probes"
 T = TypeVar("T")
 Figures = Callable[[str], None]
 ARTIFACTS = ROOT / ".artifacts"
+# The tasks of user_transformation that transform, one for each rule set.
+RULE_TASKS = ("apply_rules.normalize_phone", "apply_rules.standardize_email", "apply_rules.deduplicate")
 AIRFLOW_PYTHON = "/opt/airflow/venv/bin/python"
 # Reads source and data from standard input: nothing of them is in a process list, nor in sudo's log.
 LAUNCHER = (
@@ -148,6 +150,7 @@ class Platform:
                 "postgresql_airflow": "postgresql_airflow_password",
                 "postgresql_celery": "postgresql_celery_password",
                 "postgresql_checks": "postgresql_checks_password",
+                "postgresql_scripts": "postgresql_scripts_password",
                 "postgresql_transformation_service": "postgresql_transformation_service_password",
                 "redis_celery": "redis_celery_password",
             }.get(name, name): value

@@ -7,13 +7,14 @@ from platform_under_test import Platform
 
 pytestmark = pytest.mark.unit("postgresql", "postgresql@*-main.service")
 INSUFFICIENT_PRIVILEGE, READ_ONLY_TRANSACTION = "42501", "25006"
-ROLES = {"airflow", "airflow_celery", "transformation_service", "platform_checks"}
+ROLES = {"airflow", "airflow_celery", "transformation_service", "platform_checks", "transformation_scripts"}
 CELERY_TABLES = {"celery_taskmeta", "celery_tasksetmeta"}
 
 
 def login(platform: Platform, role: str) -> dict[str, str]:
     """Database, user and password of one of our roles."""
-    secret = {"airflow_celery": "celery", "platform_checks": "checks"}.get(role, role)
+    short = {"airflow_celery": "celery", "platform_checks": "checks", "transformation_scripts": "scripts"}
+    secret = short.get(role, role)
     database = "airflow" if role.startswith("airflow") else "transformation_service"
     return {"dbname": database, "user": role, "password": platform.secrets[f"postgresql_{secret}_password"]}
 
@@ -84,6 +85,7 @@ def test_databases_belong_to_their_roles_and_are_closed_to_the_others(platform: 
         ("airflow", "airflow_celery"),
         ("transformation_service", "transformation_service"),
         ("transformation_service", "platform_checks"),
+        ("transformation_service", "transformation_scripts"),
     }
 
 

@@ -19,7 +19,11 @@ CONTROL = {
 MAY_HOLD = {
     "airflow_scheduler": CONTROL,
     "airflow_worker": {"airflow_api_secret_key", "postgresql_celery_password", "redis_celery_password"},
-    "transformation_service": {"postgresql_transformation_service_password", "transformation_service_token"},
+    "transformation_service": {
+        "postgresql_transformation_service_password",
+        "postgresql_scripts_password",
+        "transformation_service_token",
+    },
 }
 # Where files with a secret may lie; root's alone, handed to the units by systemd.
 PLACES = ("/etc/airflow/credentials/", "/etc/transformation_service/credentials/", "/run/credentials/")

@@ -38,6 +38,17 @@ options:
       owner: {description: Owning role., type: str, required: true}
       locale: {description: Locale of a new database., type: str, default: C.UTF-8}
       connect: {description: Other roles that may connect., type: list, elements: str, default: []}
+      closed_functions:
+        description: >-
+          Regular expressions over names of functions in C(pg_catalog). What C(PUBLIC) could call of them, the owner alone can.
+        type: list
+        elements: str
+        default: []
+      closed_languages:
+        description: Procedural languages that the owner alone may use.
+        type: list
+        elements: str
+        default: []
       schemas:
         description: Schemas to have; V(public) is there always, closed to everybody but the owner and its readers.
         type: list
@@ -48,6 +59,12 @@ options:
           owner: {description: Owning role; without it the database's owner., type: str}
           readers:
             description: Roles that may read all tables, those of today and those that the owner will make.
+            type: list
+            elements: str
+            default: []
+          users:
+            description: >-
+              Roles that may use the schema and get their privileges on its tables from the tables' owner; these are left alone.
             type: list
             elements: str
             default: []
@@ -78,6 +95,8 @@ PUBLIC = "PUBLIC"
 ITERATIONS = 4096  # PostgreSQL's own default; our passwords are long and random
 NAME = re.compile(r"[a-z_][a-z0-9_$-]{0,62}")
 VERIFIER = re.compile(r"SCRAM-SHA-256\$(\d+):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)")
+# Kinds of entries that are changed in a session of their database.
+OF_DATABASE = ("schema", "tables", "future tables", "functions", "language")
 CURRENT_PASSWORD, OTHER_PASSWORD, NO_PASSWORD = "<hidden>", "<hidden, another one>", "none"
 
 
@@ -133,13 +152,13 @@ def schemas_of(database: dict[str, Any]) -> list[dict[str, Any]]:
     creator is the role that makes the tables, whose default privileges the readers need.
     """
     given = {schema["name"]: schema for schema in database["schemas"]}
-    given.setdefault("public", {"name": "public", "owner": None, "readers": []})
+    given.setdefault("public", {"name": "public", "owner": None, "readers": [], "users": []})
     filled = []
     for name, schema in sorted(given.items()):
         default = "pg_database_owner" if name == "public" else database["owner"]
         owner = schema["owner"] or default
         creator = database["owner"] if owner == "pg_database_owner" else owner
-        filled.append({"name": name, "owner": owner, "creator": creator, "readers": schema["readers"]})
+        filled.append({**schema, "owner": owner, "creator": creator})
     return filled
 
 
@@ -162,6 +181,8 @@ def wanted_state(roles: list[dict[str, Any]], databases: list[dict[str, Any]]) -
             state["database", name, "privileges of", role_name] = "CONNECT"
         for schema in schemas_of(database):
             state["schema", name, schema["name"], "owner"] = schema["owner"]
+            for user in schema["users"]:
+                state["schema", name, schema["name"], "privileges of", user] = "USAGE"
             for reader in schema["readers"]:
                 state["schema", name, schema["name"], "privileges of", reader] = "USAGE"
                 state["tables", name, schema["name"], "privileges of", reader] = "SELECT"
@@ -175,7 +196,7 @@ def managed_grantees(roles: list[dict[str, Any]], databases: list[dict[str, Any]
     for database in databases:
         named.update(database["connect"])
         for schema in database["schemas"]:
-            named.update(schema["readers"])
+            named.update(schema["readers"], schema["users"])
     return named
 
 
@@ -198,7 +219,7 @@ def differences(current: State, wanted: State) -> list[tuple[Key, str, str]]:
 
 def describe(key: Key) -> str:
     """Return a key as a short text for diffs."""
-    if key[0] in ("schema", "tables", "future tables"):
+    if key[0] in OF_DATABASE:
         return f"{key[0]} {key[1]}.{key[2]}: {' '.join(key[3:])}"
     return f"{key[0]} {key[1]}: {' '.join(key[2:])}"
 
@@ -213,6 +234,7 @@ def statements(
         for database in databases
         for schema in schemas_of(database)
     }
+    owner_of = {database["name"]: database["owner"] for database in databases}
     locale_of = {database["name"]: database["locale"] for database in databases}
     ordered: list[tuple[int, str]] = []
 
@@ -259,6 +281,11 @@ def statements(
                 ordered.append((3, f"ALTER DATABASE {quote(name)} OWNER TO {quote(after)}"))
             else:
                 regrant(4, f"DATABASE {quote(name)}", key[3], before, after)
+        elif kind == "functions":
+            ordered.append((5, CLOSE_FUNCTIONS.format(pattern=literal(f"^({key[2]})$"), owner=quote(owner_of[name]))))
+        elif kind == "language":
+            ordered.append((5, f"GRANT USAGE ON LANGUAGE {quote(key[2])} TO {quote(owner_of[name])}"))
+            ordered.append((5, f"REVOKE ALL ON LANGUAGE {quote(key[2])} FROM PUBLIC"))
         else:
             schema = quote(key[2])
             if key[3] == "owner":
@@ -312,6 +339,24 @@ SELECT n.nspname, pg_get_userbyid(a.defaclrole), {GRANTEE}, {PRIVILEGES}
 FROM pg_default_acl a JOIN pg_namespace n ON n.oid = a.defaclnamespace, aclexplode(a.defaclacl) acl
 WHERE n.nspname = ANY(%s) AND a.defaclobjtype = 'r' GROUP BY 1, 2, 3
 """  # noqa: S608 - built from constants only
+
+# Only what PUBLIC may call: the functions that PostgreSQL keeps for superusers stay theirs.
+PUBLIC_FUNCTIONS = """
+SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname ~ {pattern}
+AND EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) acl WHERE acl.grantee = 0)
+"""
+CLOSE_FUNCTIONS = f"""
+DO $close$ DECLARE found regprocedure; BEGIN
+  FOR found IN {PUBLIC_FUNCTIONS} LOOP
+    EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO {{owner}}', found);
+    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', found);
+  END LOOP;
+END $close$
+"""
+LANGUAGES_QUERY = """
+SELECT l.lanname FROM pg_language l, aclexplode(coalesce(l.lanacl, acldefault('l', l.lanowner))) acl
+WHERE acl.grantee = 0 AND l.lanname = ANY(%s)
+"""
 
 
 def role_attributes(row: tuple[Any, ...]) -> str:
@@ -411,15 +456,25 @@ class Server:
             for schema, creator, grantee, privileges in cursor.fetchall():
                 if creator == creators[schema] and grantee in self.grantees and grantee != creator:
                     state["future tables", name, schema, "privileges of", grantee] = privileges
+            for pattern in database["closed_functions"]:
+                cursor.execute(PUBLIC_FUNCTIONS.format(pattern="%s"), (f"^({pattern})$",))
+                if cursor.fetchall():
+                    state["functions", name, pattern, "privileges of", PUBLIC] = "EXECUTE"
+            cursor.execute(LANGUAGES_QUERY, (database["closed_languages"],))
+            for (language,) in cursor.fetchall():
+                state["language", name, language, "privileges of", PUBLIC] = "USAGE"
+        for schema in schemas:
+            for user in schema["users"]:
+                state.pop(("tables", name, schema["name"], "privileges of", user), None)
         return state
 
     def apply(self, wanted: State) -> None:
         """Change what differs. What a new object brings along (PUBLIC may connect) is read again and changed too."""
-        for kinds in (("role",), ("database",), ("database", "schema", "tables", "future tables")):
+        for kinds in (("role",), ("database",), ("database", *OF_DATABASE)):
             changed = [entry for entry in differences(self.read(), wanted) if entry[0][0] in kinds]
             # CREATE DATABASE runs in no transaction; all other changes of one database are one transaction.
             for name in sorted(
-                {entry[0][1] for entry in changed if entry[0][0] in ("schema", "tables", "future tables")}
+                {entry[0][1] for entry in changed if entry[0][0] in OF_DATABASE}
             ):
                 mine = [entry for entry in changed if entry[0][0] not in ("role", "database") and entry[0][1] == name]
                 self._execute(name, mine, in_transaction=True)
@@ -478,6 +533,8 @@ def main() -> None:
                     "owner": {"type": "str", "required": True},
                     "locale": {"type": "str", "default": "C.UTF-8"},
                     "connect": {"type": "list", "elements": "str", "default": []},
+                    "closed_functions": {"type": "list", "elements": "str", "default": []},
+                    "closed_languages": {"type": "list", "elements": "str", "default": []},
                     "schemas": {
                         "type": "list",
                         "elements": "dict",
@@ -486,6 +543,7 @@ def main() -> None:
                             "name": {"type": "str", "required": True},
                             "owner": {"type": "str"},
                             "readers": {"type": "list", "elements": "str", "default": []},
+                            "users": {"type": "list", "elements": "str", "default": []},
                         },
                     },
                 },
