@@ -125,7 +125,7 @@ class Endpoint:
 
     @classmethod
     def of(cls, connection: Connection, base_url: str | None = None) -> Endpoint:
-        """Read an Airflow connection of type ``http``.
+        """Read an Airflow connection of type ``transformation_service`` or ``http``; their fields are the same.
 
         :param connection: host (with or without scheme), port, schema (the URL scheme), password (the bearer token),
             and the extras ``timeout`` (seconds) and ``verify`` (false, or the path of a CA file)
@@ -140,7 +140,7 @@ class Endpoint:
                 base_url = f"{base_url.rstrip('/')}:{connection.port}"
         if not urlsplit(base_url).hostname:
             raise ValueError(f"Connection {connection.conn_id}: {base_url!r} names no host; set the connection's host")
-        raw = extra.get("timeout", DEFAULT_TIMEOUT)
+        raw = DEFAULT_TIMEOUT if extra.get("timeout") is None else extra["timeout"]  # null: an empty field of the form
         try:
             timeout = float(raw)
         except (TypeError, ValueError):
@@ -149,7 +149,8 @@ class Endpoint:
             raise ValueError(
                 f'Connection {connection.conn_id}: extra "timeout" is {raw!r}; write a number of seconds above 0'
             )
-        return cls(base_url.rstrip("/"), connection.password or None, timeout, extra.get("verify", True))
+        verify = True if extra.get("verify") in (None, "") else extra["verify"]
+        return cls(base_url.rstrip("/"), connection.password or None, timeout, verify)
 
     def url(self, kind: Kind, work_id: str) -> str:
         """Absolute URL of a job or run."""
@@ -267,7 +268,8 @@ def _reason(error: httpx.TransportError, limit: float) -> str:
 
 
 class TransformationServiceHook(BaseHook):
-    """Talks to the TransformationService that an Airflow connection of type ``http`` describes.
+    """Talks to the TransformationService that an Airflow connection describes, of type ``transformation_service`` or
+    ``http``.
 
     :param transformation_service_conn_id: id of the connection; see :meth:`Endpoint.of` for what it holds
     :param base_url: overrides the connection's host, as ``http://host:5000``
@@ -276,7 +278,7 @@ class TransformationServiceHook(BaseHook):
 
     conn_name_attr = "transformation_service_conn_id"
     default_conn_name = "transformation_service"
-    conn_type = "http"
+    conn_type = "transformation_service"
     hook_name = "TransformationService"
 
     def __init__(

@@ -80,7 +80,7 @@ def test_every_host_has_the_same_live_release(platform: Platform) -> None:
     ("conn_id", "conn_type", "group", "port"),
     [
         ("transformation_db", "postgres", "postgresql", 5432),
-        ("transformation_service", "http", "transformation_service", 5000),
+        ("transformation_service", "transformation_service", "transformation_service", 5000),
     ],
 )
 def test_connection_is_there_and_its_password_is_not(

@@ -23,16 +23,18 @@ DOCUMENTATION = r"""
 module: airflow_connection_probe
 short_description: Use every Airflow connection for real from this host
 description:
-  - C(postgres) logs in and asks who it is. C(http) asks for a path without and, where one is given, a path with the
-    credentials. Every other type opens a TCP connection. All connections at once, each with the same time limit.
+  - C(postgres) logs in and asks who it is. C(http) and C(transformation_service) ask for a path without and, where one
+    is given, a path with the credentials. Every other type opens a TCP connection. All connections at once, each with
+    the same time limit.
   - Reads nothing from Airflow and imports none of it; takes the same items as M(airflow_objects).
   - Changes nothing. In check mode a failure is a warning, because what the run would change is not yet in place.
 options:
   connections:
     description:
       - The wanted connections, as for M(airflow_objects).
-      - The key C(probe) of an item says how to try it. For C(http), C(path) (default C(/health)) must answer below 400
-        without credentials, C(authenticated_path) must answer below 400 with them. C(skip) set to true leaves it out.
+      - The key C(probe) of an item says how to try it. For these two, C(path) (default C(/health)) must answer below
+        400 without credentials, C(authenticated_path) must answer below 400 with them. C(skip) set to true leaves it
+        out.
     type: list
     elements: dict
     required: true
@@ -71,6 +73,7 @@ _DEFAULT_PORTS: Final = {
     "ssh": 22,
     "sftp": 22,
 }
+_HTTP_TYPES: Final = ("http", "transformation_service")
 _DEFAULT_HOSTS: Final = {"slack": "slack.com", "slackwebhook": "hooks.slack.com"}
 # What the postgres provider hands on to libpq; its other keys (cursor, iam, ...) steer the hook itself.
 _LIBPQ_KEYS: Final = ("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "options", "target_session_attrs")
@@ -113,7 +116,7 @@ def target_of(item: Mapping[str, Any]) -> tuple[str, int | None]:
     if "://" in host:
         parts = urllib.parse.urlsplit(host)
         host, port = parts.hostname or "", port or parts.port
-    if conn_type == "http":
+    if conn_type in _HTTP_TYPES:
         return host, port or (443 if http_scheme(item) == "https" else 80)
     return host.split("/", 1)[0], port or _DEFAULT_PORTS.get(conn_type)
 
@@ -251,7 +254,7 @@ def probe_one(item: Mapping[str, Any], timeout: float) -> Probe:
     host, port = target_of(item)
     target = (f"{host}:{port}" if port else host) or "nowhere"
     begin = time.monotonic()
-    probe = {"postgres": probe_postgres, "http": probe_http}.get(item["conn_type"], probe_tcp)
+    probe = {"postgres": probe_postgres, **dict.fromkeys(_HTTP_TYPES, probe_http)}.get(item["conn_type"], probe_tcp)
     ok, check = True, ""
     if (item.get("probe") or {}).get("skip"):
         detail = "left out by probe.skip"

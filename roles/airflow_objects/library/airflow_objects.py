@@ -234,7 +234,8 @@ def _connection(where: str, item: Mapping[str, Any], known: set[str] | None, pro
         except (TypeError, ValueError):
             problems.append(f"{where}: extra holds a value that JSON cannot express")
         timeout = extra.get("timeout")
-        if conn_type == "http" and "timeout" in extra and (isinstance(timeout, bool) or not _is_number(timeout)):
+        needs_number = conn_type in ("http", "transformation_service") and "timeout" in extra
+        if needs_number and (isinstance(timeout, bool) or not _is_number(timeout)):
             # requests refuses it only in use: "Timeout value connect was 300, but it must be an int, float or None"
             problems.append(f"{where}: extra.timeout must be a number of seconds, not {_kind_of(timeout)}")
     fields["extra"] = extra

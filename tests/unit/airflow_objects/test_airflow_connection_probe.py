@@ -32,14 +32,14 @@ class Service(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def service() -> Any:
+@pytest.fixture(params=["http", "transformation_service"])
+def service(request: pytest.FixtureRequest) -> Any:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield {
         "conn_id": "transformation_service",
-        "conn_type": "http",
+        "conn_type": request.param,
         "host": "127.0.0.1",
         "port": server.server_address[1],
         "password": SECRET,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -106,6 +107,12 @@ def test_known_types_come_from_the_installed_providers() -> None:
     types = subject.known_connection_types()
     assert {"postgres", "http", "smtp", "redis", "slackwebhook", "generic", "email", "fs"} <= types
     assert "postgress" not in types
+
+
+def test_known_types_are_also_those_of_a_provider_in_airflows_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "transformation_service" not in subject.known_connection_types()
+    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "roles/airflow/files/config")  # as PYTHONPATH does
+    assert "transformation_service" in subject.known_connection_types()
 
 
 # --- compare and show -------------------------------------------------------------------------------------------------

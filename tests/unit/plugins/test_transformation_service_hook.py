@@ -56,10 +56,15 @@ def test_a_url_overrides_the_host_and_keeps_token_and_timeout():
     assert "token" not in repr(endpoint).replace("token=", "")
 
 
-@pytest.mark.parametrize("timeout", ['"soon"', "0", "-1", "null", "[]"])
+@pytest.mark.parametrize("timeout", ['"soon"', "0", "-1", "false", "[]"])
 def test_a_timeout_that_is_no_positive_number_is_named(timeout):
     with pytest.raises(ValueError, match=r'extra "timeout" is .*; write a number of seconds above 0'):
         Endpoint.of(connection(host="service-1", extra=f'{{"timeout": {timeout}}}'))
+
+
+def test_empty_fields_of_the_form_are_the_defaults():
+    endpoint = Endpoint.of(connection(host="service-1", extra='{"timeout": null, "verify": ""}'))
+    assert (endpoint.timeout, endpoint.verify) == (30.0, True)
 
 
 def test_a_connection_without_host_is_named():
