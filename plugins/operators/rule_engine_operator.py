@@ -10,7 +10,8 @@ from plugins.operators.transformation_service import (
     TransformationServiceLink,
     TransformationServiceOperator,
     Work,
-    whole_number,
+    is_empty,
+    number,
 )
 
 
@@ -64,11 +65,11 @@ class RuleEngineOperator(TransformationServiceOperator):
         body: dict[str, Any] = {
             "entity_type": self.entity_type,
             "rules": list(self.rules),
-            "batch_size": whole_number("batch_size", self.batch_size),
+            "batch_size": number("batch_size", self.batch_size),
             "slot": slot,
         }
-        if self.max_records not in (None, "", "None"):
-            body["max_records"] = limit = whole_number("max_records", self.max_records)
+        if self.max_records is not None and not is_empty(self.max_records):
+            body["max_records"] = limit = number("max_records", self.max_records)
             identity.append({"max_records": limit})
             title += f", first {limit} records"
         return Work(title, identity, body)

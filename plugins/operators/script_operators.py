@@ -12,14 +12,15 @@ from plugins.operators.transformation_service import (
     TransformationServiceOperator,
     Work,
     canonical,
-    whole_number,
+    is_empty,
+    number,
 )
 
 
 class _ScriptOperator(TransformationServiceOperator):
     """What both have in common: parameters, and what a run counts.
 
-    :param parameters: values by name; templates within them are rendered, and come as text unless the DAG has
+    :param parameters: values by name. A template within them gives text; for numbers from templates the DAG needs
         ``render_template_as_native_obj=True``
     """
 
@@ -69,7 +70,7 @@ class StaticScriptOperator(_ScriptOperator):
 
     def work(self, slot: str) -> Work:
         """Script, version, parameters and slot make the work."""
-        version, values = whole_number("version", self.version), self.values()
+        version, values = number("version", self.version), self.values()
         return Work(
             f"script {self.script} version {version}, slot {slot}",
             [self.script, version, values, slot],
@@ -86,14 +87,15 @@ class DynamicScriptOperator(_ScriptOperator):
     The XCom ``return_value`` is that of :class:`StaticScriptOperator`.
 
     :param sql: one or more statements, or the path of a ``.sql`` file beside the DAG file
-    :param limits: ``seconds``, ``rows``, ``statements``, each optional: what the run may take before it is rolled back
+    :param limits: ``seconds``, ``rows``, ``statements``, each optional: what the run may take before it is rolled back.
+        Not part of the work: with higher limits a run that failed is tried again
     """
 
     template_fields: Sequence[str] = (*_ScriptOperator.template_fields, "sql", "limits")
     template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json", "sql": "sql", "limits": "json"}
     template_ext: Sequence[str] = (".sql",)
 
-    def __init__(self, *, sql: str, limits: Mapping[str, int | str | None] | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, sql: str, limits: Mapping[str, float | str | None] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.sql = sql
         self.limits = limits or {}
@@ -103,9 +105,9 @@ class DynamicScriptOperator(_ScriptOperator):
         values = self.values()
         body: dict[str, Any] = {"sql": self.sql, "parameters": values, "slot": slot}
         limits = {
-            name: whole_number(f"limits: {name}", limit)
+            name: number(f"limits: {name}", limit)
             for name, limit in self.limits.items()
-            if limit not in (None, "", "None")
+            if limit is not None and not is_empty(limit)
         }
         if limits:
             body["limits"] = limits

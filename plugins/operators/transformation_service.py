@@ -38,14 +38,14 @@ run."""
 MOST_RESUBMISSIONS = 100
 
 
-def normalize_slot(value: str) -> str:
+def normalize_slot(value: str | date) -> str:
     """Write an instant the one way that keys are made of: UTC, whole seconds, ``2026-01-31T02:00:00Z``.
 
-    A date is its midnight; an instant without offset is UTC.
+    A date is its midnight; an instant without offset is UTC. DAGs that render to native objects give either as such.
 
     :raises ValueError: ``value`` is no ISO 8601 date or instant
     """
-    return _instant(datetime.fromisoformat(value.strip()))
+    return _instant(value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip()))
 
 
 def _instant(moment: datetime) -> str:
@@ -69,15 +69,21 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=text)
 
 
-def whole_number(name: str, value: int | str) -> int:
-    """Read an argument that may have come from a template.
+def number(name: str, value: float | str) -> float:
+    """Read an argument that may have come from a template; a whole number comes back as ``int``.
 
-    :raises AirflowFailException: it is no whole number
+    :raises AirflowFailException: it is no number
     """
     try:
-        return int(value)
-    except (TypeError, ValueError) as error:
-        raise AirflowFailException(f"{name} is {value!r}; give a whole number") from error
+        found = float(value)
+        return int(found) if found == int(found) else found
+    except (TypeError, ValueError, OverflowError) as error:
+        raise AirflowFailException(f"{name} is {value!r}; give a number") from error
+
+
+def is_empty(value: object) -> bool:
+    """Whether an optional argument was left out, or rendered by a template from nothing."""
+    return value in (None, "", "None")
 
 
 class Work(NamedTuple):
@@ -308,7 +314,8 @@ class TransformationServiceOperator(BaseOperator):
         if result["state"] != "succeeded":
             error = result["error"]
             if isinstance(error, dict):
-                error = error.get("detail") or error.get("title") or json.dumps(error)
+                told = error.get("message") or error.get("detail") or error.get("title") or json.dumps(error)
+                error = f"{error['type']}: {told}" if error.get("type") else told
             raise AirflowException(f"{what} ended as {result['state']}: {figures}" + (f"; {error}" if error else ""))
         self.log.info("%s has succeeded: %s", what, figures)
         return result

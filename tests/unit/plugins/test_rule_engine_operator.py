@@ -50,7 +50,7 @@ def test_an_empty_number_of_records_is_all(service: FakeService, context, param)
 
 @pytest.mark.parametrize("name", ["batch_size", "max_records"])
 def test_a_number_that_is_none_fails_at_once(service: FakeService, context, name):
-    with pytest.raises(AirflowFailException, match=f"{name} is 'many'; give a whole number"):
+    with pytest.raises(AirflowFailException, match=f"{name} is 'many'; give a number"):
         operator(**{name: "many"}).execute(context)
     assert service.calls == []
 

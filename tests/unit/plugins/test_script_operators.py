@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from fake_service import FakeService, run_document
 
 from plugins.operators import DynamicScriptOperator, StaticScriptOperator
+from plugins.operators.transformation_service import normalize_slot
 
 SLOT = "2026-01-31T02:00:00Z"
 
@@ -27,11 +29,11 @@ def dynamic(**changes: Any) -> DynamicScriptOperator:
 def test_the_requests_are_the_documented_ones(service: FakeService, context):
     service.say(run_document("succeeded"))
     static(version="2", parameters={"days": 90}).execute(context)
-    dynamic(parameters={"days": 90}, limits={"seconds": "10", "rows": 5}).execute(context)
+    dynamic(parameters={"days": 90}, limits={"seconds": "0.5", "rows": "5"}).execute(context)
     dynamic().execute(context)
     assert [call.body for call in service.calls] == [
         {"script": "mark_inactive_users", "version": 2, "parameters": {"days": 90}, "slot": SLOT},
-        {"sql": "SELECT 1", "parameters": {"days": 90}, "slot": SLOT, "limits": {"seconds": 10, "rows": 5}},
+        {"sql": "SELECT 1", "parameters": {"days": 90}, "slot": SLOT, "limits": {"seconds": 0.5, "rows": 5}},
         {"sql": "SELECT 1", "parameters": {}, "slot": SLOT},
     ]
     assert {(call.method, call.path) for call in service.calls} == {("POST", "/api/v1/script-runs")}
@@ -62,10 +64,10 @@ def test_dates_of_native_templates_become_text(service: FakeService, context):
 @pytest.mark.parametrize(
     ("task", "says"),
     [
-        (static(version="two"), "version is 'two'; give a whole number"),
+        (static(version="two"), "version is 'two'; give a number"),
         (static(parameters={"a": b"x"}), "b'x' has no form in JSON"),
         (static(parameters={"a": float("nan")}), "JSON"),
-        (dynamic(limits={"rows": "many"}), "limits: rows is 'many'; give a whole number"),
+        (dynamic(limits={"rows": "many"}), "limits: rows is 'many'; give a number"),
     ],
 )
 def test_arguments_that_cannot_be_sent_fail_at_once(service: FakeService, context, task, says):
@@ -75,12 +77,12 @@ def test_arguments_that_cannot_be_sent_fail_at_once(service: FakeService, contex
 
 
 def test_a_failed_run_fails_with_its_figures(service: FakeService, context):
-    error = {"type": "RowLimit", "title": "Too many rows", "detail": "10001 rows, 10000 allowed"}
+    error = {"type": "RowLimit", "message": "Statement 2 went beyond 10000 rows."}
     service.say(run_document("failed", error=error))
     with pytest.raises(AirflowException) as failure:
         dynamic().execute(context)
     assert str(failure.value).endswith(
-        "ended as failed: 2 statements, 13 rows (UPDATE 12, SELECT 1); 10001 rows, 10000 allowed"
+        "ended as failed: 2 statements, 13 rows (UPDATE 12, SELECT 1); RowLimit: Statement 2 went beyond 10000 rows."
     )
 
 
@@ -107,6 +109,23 @@ def test_templates_reach_into_parameters_and_limits():
         "slot": SLOT,
         "limits": {"rows": 90},
     }
+
+
+def test_a_dag_that_renders_native_objects_gives_numbers_dates_and_its_own_slot():
+    with DAG("d", schedule=None, render_template_as_native_obj=True):
+        task = static(
+            version="{{ params.version }}",
+            slot=None,
+            parameters={"days": "{{ params.days }}", "until": "{{ dag_run.run_after.date() }}"},
+        )
+    moment = datetime(2026, 1, 31, 2, tzinfo=UTC)
+    for logical_date, slot in ((moment, SLOT), (None, "2026-01-31T00:00:00Z")):
+        copy = task.prepare_for_execution()
+        run = SimpleNamespace(logical_date=logical_date, run_after=moment)
+        copy.render_template_fields({"params": {"version": 1, "days": 90}, "dag_run": run, "task": copy})
+        body = copy.work(normalize_slot(copy.slot)).body
+        assert (body["version"], body["slot"]) == (1, slot)
+        assert body["parameters"] == {"days": 90, "until": "2026-01-31"}
 
 
 def test_statements_may_live_in_a_file_beside_the_dag(tmp_path: Path):

@@ -119,6 +119,8 @@ def test_what_does_not_change_the_work_does_not_change_its_key():
         ("2026-01-31T02:00:00.500Z", SLOT),
         ("2026-01-31T02:00:00", SLOT),
         (" 2026-01-31 ", "2026-01-31T00:00:00Z"),
+        (date(2026, 1, 31), "2026-01-31T00:00:00Z"),
+        (datetime(2026, 1, 31, 2, tzinfo=UTC), SLOT),
     ],
 )
 def test_one_instant_has_one_spelling(given, slot):
