@@ -10,7 +10,7 @@ PLAYBOOK := ansible-playbook -i inventories/$(ENV) $(ARGS)
 # Verbs that make or remove hosts touch this machine only, whatever ENV says.
 LOCAL := ansible-playbook -i inventories/local $(ARGS)
 
-.PHONY: help bootstrap up down purge site deploy smoke status preflight test lint unit scenario lock
+.PHONY: help bootstrap up down purge site deploy smoke status preflight test lint unit dag-test scenario lock
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ lint: bootstrap ## Formats, types and the production profile of ansible-lint
 
 unit: bootstrap ## Unit tests (each against real parts where there are any)
 	pytest $(ARGS)
+
+dag-test: bootstrap ## One DAG on this machine, against the local platform: make dag-test DAG=user_transformation
+	@python tests/dags/run_dag.py $(DAG) $(ARGS)
 
 SCENARIO ?= default
 scenario: bootstrap ## One Molecule scenario: make scenario SCENARIO=default

@@ -59,11 +59,14 @@ def slot_of_day(params: Mapping[str, Any], dag_run: Run) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT00:00:00Z")
 
 
-def daily_settings(*, owner: str, longest_run: timedelta = timedelta(hours=4)) -> dict[str, Any]:
+def daily_settings(
+    *, owner: str, longest_run: timedelta = timedelta(hours=4), params: Mapping[str, Param] | None = None
+) -> dict[str, Any]:
     """Return arguments for ``DAG``, made anew for each.
 
     :param owner: who answers for the DAG's tasks
     :param longest_run: a run that takes longer is failed
+    :param params: params beside ``slot``
     """
     return {
         "start_date": datetime(2024, 1, 1, tzinfo=UTC),  # its zone is the zone of the schedule
@@ -77,6 +80,7 @@ def daily_settings(*, owner: str, longest_run: timedelta = timedelta(hours=4)) -
                 title="Slot",
                 description="UTC instant that names the work, such as 2026-01-31T12:00:00Z. Empty: the day of the run.",
             ),
+            **(params or {}),
         },
         "user_defined_macros": {"slot_of_day": slot_of_day},
         "default_args": {

@@ -23,6 +23,7 @@ FILES = {
     "01_user_transformation.py": "user_transformation",
     "02_application_transformation.py": "application_transformation",
     "03_discovery_transformation.py": "discovery_transformation",
+    "test_load.py": "test_load",
 }
 # DAG: schedule, entity, rules by stage, batch size
 TRANSFORMATIONS = {
@@ -224,6 +225,26 @@ def test_a_slot_given_to_the_master_reaches_the_work(dags):
     assert conf == {"slot": given}
     for task in rule_tasks(dags["user_transformation"]):
         assert rendered(dags["user_transformation"], task.task_id, tick(30, 2), **conf).slot == given
+
+
+def test_the_load_test_takes_its_size_and_a_slot_of_its_own(dags):
+    from airflow.sdk.exceptions import ParamValidationError
+
+    dag = dags["test_load"]
+    assert dag.schedule is None
+    assert dag.task_ids == ["apply_rules"]
+    params = copy.deepcopy(dag.params)
+    for name, wrong in (("records", 0), ("records", "many"), ("batch_size", 0)):
+        with pytest.raises(ParamValidationError):
+            params[name] = wrong
+    sizes = {"records": 100_000, "batch_size": 500}
+    one, two = (started_by_hand(datetime(2026, 1, 30, 18, 0, second, tzinfo=UTC)) for second in (1, 2))
+    first, second = (rendered(dag, "apply_rules", run, **sizes) for run in (one, two))
+    assert (str(first.max_records), str(first.batch_size)) == ("100000", "500")
+    assert first.rules == ["normalize_phone", "standardize_email", "deduplicate"]
+    assert datetime.fromisoformat(first.slot) == one.run_after
+    assert datetime.fromisoformat(second.slot) == two.run_after
+    assert rendered(dag, "apply_rules", one, **sizes, slot="2025-07-01T00:00:00Z").slot == "2025-07-01T00:00:00Z"
 
 
 def test_parsing_is_light(release: Path):

@@ -59,7 +59,7 @@ def test_logs_in_and_sees_the_run_that_succeeded(platform: Platform, run: Run, p
 
     page.goto(f"/dags/user_transformation/runs/{run.run_id}")
     expect(page.get_by_text(re.compile("^Success$", re.IGNORECASE)).first).to_be_visible()
-    for task in ("start", "apply_rules", "end"):
+    for task in ("start", "pre_check", "summary", "end"):
         row = page.get_by_role("row").filter(has=page.get_by_role("link", name=task, exact=True))
         expect(row.filter(has_text=re.compile("Success", re.IGNORECASE)).first).to_be_visible()
     page.screenshot(path=artifacts / "run.png")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from platform_under_test import Figures, Platform, wait_for
+from platform_under_test import RULE_TASKS, Figures, Platform, wait_for
 
 pytestmark = [
     pytest.mark.kills,
@@ -55,13 +55,16 @@ def until_batches_are_done(platform: Platform, slot: str, batches: int, *, kill:
 
 def assert_each_record_once(platform: Platform, slot: str, before: dict[str, int], run_id: str) -> None:
     answer = platform.finish(run_id, 90)
-    log = platform.redact(platform.log(run_id, "apply_rules"))
+    tasks = platform.tasks(run_id)
+    log = "\n".join(platform.redact(platform.log(run_id, task, tasks[task]["try_number"])) for task in RULE_TASKS)
     assert answer["state"] == "success", log
-    assert f"slot {slot}) has succeeded" in log, "a task that waited in the triggerer shows no log of its worker"
-    after = platform.ledger(slot)
-    assert after["rows"] == after["records"] == before["total"] >= RECORDS
-    assert after["transform_count"] - before["transform_count"] == before["total"], "effects and ledger differ"
-    assert after["jobs"] == 1
+    assert log.count(f"slot {slot}) has succeeded") == len(RULE_TASKS), "a task that waited shows no log of its worker"
+    after, jobs = platform.ledger(slot), len(RULE_TASKS)
+    assert after["records"] == before["total"] >= RECORDS
+    assert after["rows"] == before["total"] * jobs
+    effects = after["transform_count"] - before["transform_count"]
+    assert effects == before["total"] * jobs, "effects and ledger differ"
+    assert after["jobs"] == jobs
 
 
 def test_the_service_is_killed_in_the_middle_of_a_job(
@@ -78,7 +81,8 @@ def test_the_service_is_killed_in_the_middle_of_a_job(
     assert 3 <= batches["done"] < batches["total"]
     assert_each_record_once(platform, slot, before, run_id)
     assert restarts(platform, service, "transformation-service") > restarted
-    assert platform.tasks(run_id)["apply_rules"]["try_number"] == 1, "the outage should cost no try of the task"
+    tries = [platform.tasks(run_id)[task]["try_number"] for task in RULE_TASKS]
+    assert set(tries) == {1}, "the outage should cost no try of a task"
     done = f"after {batches['done']} of {batches['total']} batches"
     figures(f"service killed {done}, {before['total']} records once, run over in {time.time() - started:.1f} s")
 
@@ -92,12 +96,12 @@ def test_every_worker_is_killed_in_the_middle_of_a_run(
     restarted = {host: restarts(platform, host, "airflow-worker") for host in workers}
     run_id = platform.trigger(slot)
     wait_for(
-        lambda: platform.tasks(run_id)["apply_rules"]["state"], lambda s: s == "deferred", "the task to defer", 30, 0.1
+        lambda: platform.tasks(run_id)[RULE_TASKS[0]]["state"], lambda s: s == "deferred", "the task to defer", 30, 0.1
     )
     for host in workers:
         kill(platform, host, "airflow-worker")
     assert_each_record_once(platform, slot, before, run_id)
-    assert platform.tasks(run_id)["apply_rules"]["hostname"] in workers
+    assert {platform.tasks(run_id)[task]["hostname"] for task in RULE_TASKS} <= set(workers)
     wait_for(
         lambda: [restarts(platform, host, "airflow-worker") > restarted[host] for host in workers], all, "restarts", 30
     )
@@ -134,11 +138,11 @@ def test_a_worker_is_killed_while_it_executes_the_task(
     before = platform.ledger(slot)
     run_id = platform.trigger(slot)
     until_batches_are_done(platform, slot, 1, kill=False)
-    task = platform.tasks(run_id)["apply_rules"]
+    task = platform.tasks(run_id)[RULE_TASKS[0]]
     assert task["state"] == "running", "too late: it waits in the triggerer"
     kill(platform, task["hostname"], "airflow-worker")
     answer = platform.finish(run_id, 900)
     assert answer["state"] == "success"
-    assert platform.tasks(run_id)["apply_rules"]["try_number"] == 2
+    assert platform.tasks(run_id)[RULE_TASKS[0]]["try_number"] == 2
     assert_each_record_once(platform, slot, before, run_id)
     figures(f"worker killed under the task, {before['total']} records once, run over in {time.time() - started:.1f} s")
