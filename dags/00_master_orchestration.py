@@ -9,6 +9,7 @@ for each in the triggerer, so it holds no worker, and stops at the first that fa
 | Schedule | 01:00 UTC |
 | Starts, in order | `user_transformation`, `application_transformation`, `discovery_transformation` |
 | Owner | transformation, Slack `#transformations` |
+| Runbook | `docs/runbooks/transformation_dags.md` in the repository of this DAG |
 | Needs | all three unpaused; a paused one fails its task here at once, with its name |
 
 **The slot.** The master hands its UTC day on as the slot of all three, also when one of them starts after midnight or

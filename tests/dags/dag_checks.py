@@ -2,25 +2,56 @@
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 if TYPE_CHECKING:
     from airflow.dag_processing.dagbag import DagBag
     from airflow.sdk import DAG
     from airflow.sdk.bases.operator import BaseOperator
 
-POOLS = {"default_pool"}
+REPOSITORY = Path(__file__).parents[2]
 LONGEST_TASK = timedelta(hours=1)  # roles/airflow: airflow_longest_task_seconds, the worker's TimeoutStopSec
-OLD_IMPORT = re.compile(
-    r"^\s*(?:from|import)\s+(airflow\.(?:models|operators|sensors|hooks|utils|contrib|decorators)\b.*|airflow\s+import\b.*)",
-    re.MULTILINE,
+MOVED = re.compile(
+    r"airflow\.(models|operators|sensors|hooks|utils|contrib|decorators|datasets|exceptions|io|notifications)(\..*)?"
 )
+REMOVED_NAMES = {"SimpleHttpOperator", "DummyOperator", "SubDagOperator", "days_ago", "Dataset"}
+REMOVED_ARGUMENTS = {
+    *("schedule_interval", "timetable", "concurrency", "sla", "sla_miss_callback", "default_view", "orientation"),
+    *("fail_stop", "provide_context", "task_concurrency", "http_conn_id", "execution_date"),
+}
+REMOVED_CONTEXT = re.compile(
+    r"\{\{[^}]*\b(execution_date|(?:next|prev)_execution_date|(?:next|prev)_ds|(?:yesterday|tomorrow)_ds|conf)\b"
+)
+# A default makes an undefined one harmless: var.value.get('name', 'default').
+VARIABLE = re.compile(r"\bvar\.(?:value|json)\.(?:get\(\s*['\"](\w+)['\"]\s*\)|(?!get\()(\w+))")
+CONNECTION = re.compile(r"\bconn\.(?:get\(\s*['\"](\w+)['\"]|(?!get\()(\w+))")
+
+
+def defined(kind: str, name: str) -> set[str]:
+    """Names of the objects (connections, variables, pools) that the wiring and any inventory define."""
+    found = set()
+    for file in (REPOSITORY / "inventories").glob("**/*.yml"):
+        text = file.read_text()
+        if text.startswith("$ANSIBLE_VAULT"):
+            continue
+        settings = yaml.safe_load(text) or {}
+        for key in (f"wiring_{kind}", f"platform_{kind}"):
+            found |= {item[name] for item in settings.get(key) or () if isinstance(item, dict)}
+    return found
+
+
+CONNECTIONS = defined("connections", "conn_id")
+VARIABLES = defined("variables", "key")
+POOLS = defined("pools", "name") | {"default_pool"}
 
 
 def load(root: Path) -> DagBag:
@@ -43,7 +74,38 @@ def can_be_found_and_read_about(dag: DAG) -> None:
     assert dag.tags, "no tags"
     assert dag.description, "no description"
     assert dag.doc_md, "the module's docstring is its manual: doc_md=__doc__"
-    assert len(dag.doc_md) > 200, "a manual says more"
+
+
+def tells_what_it_does(dag: DAG) -> None:
+    """The manual has a table of the rules, batch, schedule, owner and help that the code has."""
+    if not dag.doc_md:
+        return
+    rows = dict(re.findall(r"^\| (\w+)[^|]* \| (.+) \|$", dag.doc_md, re.MULTILINE))
+
+    def row(name: str) -> str:
+        assert name in rows, f"the manual has no row {name}"
+        return rows[name]
+
+    schedule = dag.schedule
+    at = re.fullmatch(r"(\d+) (\d+) \* \* \*", schedule) if isinstance(schedule, str) else None
+    wanted = "none" if schedule is None else f"{int(at[2]):02}:{int(at[1]):02} UTC" if at else str(schedule)
+    assert row("Schedule").startswith(wanted), f"the manual's Schedule does not begin with {wanted}"
+    working = [task for task in dag.tasks if hasattr(task, "rules")]
+    if working:
+        rules = {rule for task in working for rule in task.rules}
+        named = set(re.findall(r"`(\w+)`", row("Rules")))
+        assert named == rules, f"the manual's Rules differ in {', '.join(sorted(named ^ rules))}"
+    for task in working:
+        size = task.batch_size
+        template = re.fullmatch(r"\{\{ params\.(\w+) \}\}", str(size))
+        size = dag.params[template[1]] if template else size
+        assert row("Batch").startswith(f"{size} records"), f"the manual's Batch does not begin with {size} records"
+    for task in working_tasks(dag):
+        assert row("Owner").startswith(f"{task.owner}, "), f"the manual's Owner does not begin with {task.owner}"
+    assert re.search(r"Slack `#[\w-]+`", row("Owner")), "the manual's Owner names no Slack channel"
+    runbook = re.match(r"`([^`]+)`", row("Runbook"))
+    assert runbook, "the manual's Runbook names no file"
+    assert (REPOSITORY / runbook[1]).is_file(), f"the manual's Runbook {runbook[1]} does not exist"
 
 
 def makes_up_for_no_past(dag: DAG) -> None:
@@ -84,6 +146,44 @@ def uses_pools_that_exist(dag: DAG) -> None:
         assert task.pool in POOLS, f"{task.task_id}: pool {task.pool}"
 
 
+def strings(value: Any) -> Iterator[str]:
+    """Every text within a template field's value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.items():
+            yield from strings(item)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from strings(item)
+
+
+def named(pattern: re.Pattern[str], task: BaseOperator) -> set[str]:
+    """Names that a pattern finds in a task's templates."""
+    fields = [text for name in task.template_fields for text in strings(getattr(task, name, None))]
+    return {first or second for text in fields for first, second in pattern.findall(text)}
+
+
+def uses_connections_that_exist(dag: DAG) -> None:
+    for task in dag.tasks:
+        literal = {value for name, value in vars(task).items() if name.endswith("conn_id") and isinstance(value, str)}
+        used = {name for name in literal if "{" not in name} | named(CONNECTION, task)
+        assert used <= CONNECTIONS, f"{task.task_id}: connection {', '.join(sorted(used - CONNECTIONS))}"
+
+
+def uses_variables_that_exist(dag: DAG) -> None:
+    for task in dag.tasks:
+        used = named(VARIABLE, task)
+        assert used <= VARIABLES, f"{task.task_id}: variable {', '.join(sorted(used - VARIABLES))}"
+
+
+def holds_one_dag_a_file(dags: Collection[DAG], files: Collection[Path]) -> None:
+    """A file with none is a leftover; one with two hides the second."""
+    held = Counter(Path(dag.fileloc).name for dag in dags)
+    wrong = [f"{file.name} holds {held[file.name]}" for file in files if held[file.name] != 1]
+    assert not wrong, ", ".join(wrong)
+
+
 def triggers_what_exists(dag: DAG, known: Collection[str]) -> None:
     for task in dag.tasks:
         target = getattr(task, "trigger_dag_id", None)
@@ -98,13 +198,37 @@ def waits_without_a_worker(dag: DAG) -> None:
             assert task.fail_when_dag_is_paused, f"{task.task_id}: fail_when_dag_is_paused"
 
 
-def imports_what_airflow_3_has(source: str) -> None:
-    found = OLD_IMPORT.search(source)
-    assert not found, f"import from Airflow 2: {found and found[1]}"
+def uses_what_airflow_3_has(source: str) -> None:
+    """No import, name, argument or template variable that Airflow 3 has moved or removed."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            found += [f"import from {module}"] if module == "airflow" or MOVED.fullmatch(module) else []
+            found += [alias.name for alias in node.names if alias.name in REMOVED_NAMES]
+        elif isinstance(node, ast.Import):
+            found += [f"import {alias.name}" for alias in node.names if MOVED.fullmatch(alias.name)]
+        elif isinstance(node, ast.keyword) and node.arg in REMOVED_ARGUMENTS:
+            found.append(f"argument {node.arg}")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += [f"template variable {name}" for name in REMOVED_CONTEXT.findall(node.value)]
+    assert not found, f"of Airflow 2: {', '.join(found)}"
+
+
+def reads_nothing_that_is_undefined(source: str) -> None:
+    """Names of variables and connections that the code itself reads, in a task's function."""
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        asked = ast.unparse(call.func)
+        name = call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else None
+        if asked == "Variable.get" and len(call.args) + len(call.keywords) == 1:
+            assert name is None or name in VARIABLES, f"variable {name}"
+        if asked.endswith(("get_connection", "Connection.get")):
+            assert name is None or name in CONNECTIONS, f"connection {name}"
 
 
 EVERY_DAG = (
     can_be_found_and_read_about,
+    tells_what_it_does,
     makes_up_for_no_past,
     runs_in_utc,
     limits_its_runs,
@@ -112,5 +236,8 @@ EVERY_DAG = (
     has_an_owner,
     ends_before_a_worker_may_stop_it,
     uses_pools_that_exist,
+    uses_connections_that_exist,
+    uses_variables_that_exist,
     waits_without_a_worker,
 )
+EVERY_SOURCE = (uses_what_airflow_3_has, reads_nothing_that_is_undefined)
