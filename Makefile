@@ -10,7 +10,7 @@ PLAYBOOK := ansible-playbook -i inventories/$(ENV) $(ARGS)
 # Verbs that make or remove hosts touch this machine only, whatever ENV says.
 LOCAL := ansible-playbook -i inventories/local $(ARGS)
 
-.PHONY: help bootstrap up down purge site deploy smoke status preflight test lint unit dag-test scenario lock
+.PHONY: help bootstrap up down purge site deploy smoke load-test status preflight test lint unit dag-test scenario lock
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ deploy: bootstrap ## Release dags/ and plugins/ of this tree
 
 smoke: bootstrap ## Prove that the platform transforms records
 	@$(PLAYBOOK) playbooks/smoke.yml
+
+load-test: bootstrap ## Measure what runs cost, into docs/baselines.md (about 10 minutes)
+	@$(PLAYBOOK) playbooks/load_test.yml
 
 status: bootstrap ## Show what runs where
 	@$(PLAYBOOK) playbooks/status.yml

@@ -106,6 +106,17 @@ def generate(
     typer.echo(json.dumps({"changed": loaded > 0, "loaded": {entity.name: loaded}}))
 
 
+@cli.command()
+def load_test(
+    count: Annotated[int, typer.Argument(min=0, max=10_000_000, metavar="RECORDS", help="0 only removes.")],
+) -> None:
+    """Remove what load tests have left (jobs of slots in the year 2000, their records); add users until RECORDS."""
+    from transformation_service import load_test
+
+    did = load_test.prepare(read_secret("DATABASE_URL_FILE"), count)
+    typer.echo(json.dumps({"changed": any(did.values()), **did}))
+
+
 def _load_samples(url: str, entity: Entity, count: int, *, seed: int, only_if_empty: bool) -> int:
     from transformation_service import samples
 

@@ -94,12 +94,18 @@ def load(url: str, entity: Entity, records: Iterable[Record], *, only_if_empty: 
             found = connection.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table)).fetchone()
             if found and found[0]:
                 return 0
-        columns = sql.SQL(", ").join(map(sql.Identifier, entity.inputs))
-        count = 0
-        with connection.cursor().copy(sql.SQL("COPY {} ({}) FROM STDIN").format(table, columns)) as copy:
-            for record in records:
-                copy.write_row([_value(record[name], kind) for name, kind in entity.inputs.items()])
-                count += 1
+        return copy(connection, entity, records)
+
+
+def copy(connection: psycopg.Connection[Any], entity: Entity, records: Iterable[Record]) -> int:
+    """Insert records in the caller's transaction and return how many."""
+    columns = sql.SQL(", ").join(map(sql.Identifier, entity.inputs))
+    statement = sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(entity.table), columns)
+    count = 0
+    with connection.cursor().copy(statement) as stream:
+        for record in records:
+            stream.write_row([_value(record[name], kind) for name, kind in entity.inputs.items()])
+            count += 1
     return count
 
 

@@ -12,7 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import ansible.module_utils
 import pytest
+
+# Where Ansible puts a role's own module_utils, when it runs the role's modules.
+ansible.module_utils.__path__.append(str(Path(__file__).parents[2] / "roles/airflow_smoke/module_utils"))
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import re
-import ssl
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from ansible.module_utils.airflow_api import Api, ApiFailed
 from ansible.module_utils.basic import AnsibleModule
 
 if TYPE_CHECKING:
@@ -153,14 +152,7 @@ _PRIORITY_SUFFIXES: Final = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 
 
 class CheckFailed(Exception):
-    """A check found something wrong; the text says what, and what to do where that is known.
-
-    `final`: it will not get better by waiting.
-    """
-
-    def __init__(self, text: str, *, final: bool = False) -> None:
-        super().__init__(text)
-        self.final = final
+    """A check found something wrong; the text says what, and what to do where that is known."""
 
 
 class Skipped(Exception):
@@ -175,69 +167,6 @@ class Result:
     ok: bool | None
     seconds: float
     detail: str
-
-
-class Api:
-    """Airflow's REST API for one user. Every trouble is a CheckFailed with the path in it."""
-
-    def __init__(self, url: str, *, ca_file: str | None = None, timeout: float = 10.0) -> None:
-        self.url = url.rstrip("/")
-        self._timeout = timeout
-        self._headers = {"Accept": "application/json", "Content-Type": "application/json"}
-        # Straight to the server: a proxy of the host's environment has no business between the two.
-        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
-        if self.url.startswith("https:"):
-            handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file or None)))
-        self._opener = urllib.request.build_opener(*handlers)
-
-    def login(self, user: str, password: str) -> None:
-        """Take a token for all later calls."""
-        answer = self.call("POST", "/auth/token", {"username": user, "password": password})
-        self._headers["Authorization"] = f"Bearer {answer['access_token']}"
-
-    def get(self, path: str, **query: object) -> dict[str, Any]:
-        """Return the JSON of `/api/v2<path>`."""
-        return self.call("GET", f"/api/v2{path}" + (f"?{urllib.parse.urlencode(query)}" if query else ""))
-
-    def every(self, path: str, key: str, **query: object) -> Iterator[Any]:
-        """Yield the items of all pages of a collection."""
-        offset = 0
-        while True:
-            page = self.get(path, limit=100, offset=offset, **query)
-            yield from page[key]
-            offset += len(page[key])
-            if not page[key] or offset >= page["total_entries"]:
-                return
-
-    def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
-        """Send one request and return the JSON object of its answer."""
-        request = urllib.request.Request(  # noqa: S310 - http(s) URL of the deployment
-            self.url + path,
-            method=method,
-            headers=self._headers,
-            data=None if body is None else json.dumps(body).encode(),
-        )
-        name = f"{method} {path.partition('?')[0]}"
-        try:
-            with self._opener.open(request, timeout=self._timeout) as answer:
-                found: dict[str, Any] = json.load(answer)
-                return found
-        except urllib.error.HTTPError as error:
-            with error:
-                detail = _detail(error.read(2000))
-            raise CheckFailed(f"{name}: HTTP {error.code}{detail}", final=error.code in (400, 401, 403)) from None
-        except urllib.error.URLError as error:
-            raise CheckFailed(f"{name} at {self.url}: {error.reason}") from None
-        except (OSError, ValueError) as error:  # time limit while reading; no JSON
-            raise CheckFailed(f"{name} at {self.url}: {type(error).__name__}: {error}") from None
-
-
-def _detail(body: bytes) -> str:
-    try:
-        detail = json.loads(body)["detail"]
-    except (ValueError, KeyError, TypeError):
-        return ""
-    return f", {detail if isinstance(detail, str) else json.dumps(detail)}"[:300]
 
 
 # --- judging answers (pure) -------------------------------------------------------------------------------------------
@@ -499,9 +428,9 @@ class Smoke:
                 ok, detail = True, action()
             except Skipped as reason:
                 ok, detail = None, str(reason)
-            except CheckFailed as failure:
+            except (CheckFailed, ApiFailed) as failure:
                 ok, detail = False, str(failure)
-                if not failure.final and time.monotonic() + POLL_SECONDS < deadline:
+                if not getattr(failure, "final", False) and time.monotonic() + POLL_SECONDS < deadline:
                     time.sleep(POLL_SECONDS)
                     continue
             break
@@ -658,7 +587,7 @@ class Smoke:
             attempt = max(1, int(task["try_number"]))
             try:
                 tail = log_tail(self._api.get(f"{run}/taskInstances/{task['task_id']}/logs/{attempt}"))
-            except CheckFailed as failure:
+            except ApiFailed as failure:
                 tail = [f"not readable: {failure}"]
             lines.append(f"end of the log of {task['task_id']} try {attempt} on {task['hostname'] or 'no host'}:")
             lines += [f"  {line}" for line in tail]

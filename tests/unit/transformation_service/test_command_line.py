@@ -145,3 +145,28 @@ def test_settings_never_show_their_secrets(secret_files: dict[str, str]) -> None
     assert settings.rules == ("deduplicate", "normalize_name")
     assert settings.token not in repr(settings)
     assert settings.database_url not in repr(settings)
+
+
+async def test_load_tests_leave_what_was_there(run: Run, db: Any, client: Any, finished: Any) -> None:
+    db.load("User", 30)
+    real = await finished(client, (await client.accepted("real"))["id"])
+    before = db.rows("SELECT id, full_name, created_at FROM user_record ORDER BY id")
+    said = json.loads(run("load-test", "100")[1])
+    assert said == {"changed": True, "removed_jobs": 0, "removed_records": 0, "added_records": 70}
+    test = await client.accepted("test", slot="2000-01-01T00:00:01Z", max_records=100)
+    await finished(client, test["id"])
+    db.load("User", 5, seed=8)  # somebody's, meanwhile
+    assert json.loads(run("load-test", "50")[1]) == {
+        "changed": True,
+        "removed_jobs": 1,
+        "removed_records": 70,
+        "added_records": 15,
+    }
+    assert json.loads(run("load-test", "0")[1])["removed_records"] == 15
+    assert json.loads(run("load-test", "0")[1])["changed"] is False
+
+    assert db.rows("SELECT id, full_name, created_at FROM user_record ORDER BY id")[:30] == before
+    assert db.value("SELECT count(*) FROM user_record") == 35
+    assert [str(row["id"]) for row in db.rows("SELECT id FROM transformation_job")] == [real["id"]]
+    assert db.value("SELECT count(*) FROM transformation_record") == 30
+    assert db.value("SELECT count(*) FROM record_match_key WHERE record_id > 30") == 0
