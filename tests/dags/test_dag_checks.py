@@ -132,7 +132,7 @@ FAULTS: dict[str, tuple[str, str, Callable[[DAG], None], str]] = {
     "waits_for_paused": ("is_paused=True", "is_paused=False", checks.waits_without_a_worker, "is_paused"),
 }
 CYCLE = ("start >> work", "start >> work >> start")
-TWO = ("start >> work >> rules", 'start >> work >> rules\n\nDAG(dag_id="second", schedule=None)')
+TWO = ("start >> work >> rules", 'start >> work >> rules\n\nsecond = DAG(dag_id="second", schedule=None)')
 UNKNOWN = ('trigger_dag_id="sound"', 'trigger_dag_id="no_such_dag"')
 
 
