@@ -8,6 +8,7 @@ from typing import Any
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-home-"))  # before anything imports airflow
 
 import pytest
+from airflow.sdk.exceptions import TaskDeferred
 from fake_service import FakeService, set_connection
 
 
@@ -29,6 +30,17 @@ class TaskInstance:
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.pushed[key] = value
+
+
+async def run_task(task: Any) -> dict[str, Any]:
+    """Execute a task as worker and triggerer do, in one process."""
+    context: Any = {"ti": TaskInstance()}
+    try:
+        return task.execute(context)
+    except TaskDeferred as deferred:
+        async for event in deferred.trigger.run():
+            return task.execute_complete(context, event.payload)
+    raise AssertionError("neither deferred nor done")
 
 
 @pytest.fixture

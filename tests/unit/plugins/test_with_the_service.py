@@ -19,6 +19,7 @@ import httpx
 import psycopg
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
+from conftest import run_task
 from fake_service import set_connection
 
 from plugins.operators import RuleEngineOperator
@@ -94,10 +95,6 @@ def assert_each_record_once(url: str, slots: int = 1) -> None:
     assert rows(url, ledger) == [(RECORDS * slots, RECORDS * slots)]
 
 
-class TaskInstance:
-    def xcom_push(self, key: str, value: Any) -> None: ...
-
-
 def operator(**changes: Any) -> RuleEngineOperator:
     arguments = {
         "task_id": "apply_rules",
@@ -109,25 +106,14 @@ def operator(**changes: Any) -> RuleEngineOperator:
     return RuleEngineOperator(**(arguments | changes))
 
 
-async def run(task: RuleEngineOperator) -> dict[str, Any]:
-    """Execute as worker and triggerer do."""
-    context: Any = {"ti": TaskInstance()}
-    try:
-        return task.execute(context)
-    except TaskDeferred as deferred:
-        async for event in deferred.trigger.run():
-            return task.execute_complete(context, event.payload)
-    raise AssertionError("neither deferred nor done")
-
-
 async def test_each_record_once_however_often_the_task_runs(service: Service, url: str):
-    first = await run(operator(defer_after=0))
+    first = await run_task(operator(defer_after=0))
     assert first["state"] == "succeeded"
     assert first["counts"]["total"] == RECORDS
-    again = await run(operator(batch_size=50))
+    again = await run_task(operator(batch_size=50))
     assert (again["replayed"], again["job_id"]) == (True, first["job_id"])
     assert_each_record_once(url)
-    other = await run(operator(slot="2026-02-01T02:00:00+00:00"))
+    other = await run_task(operator(slot="2026-02-01T02:00:00+00:00"))
     assert other["job_id"] != first["job_id"]
     assert_each_record_once(url, slots=2)
 
@@ -157,21 +143,20 @@ async def test_master_and_own_schedule_do_the_work_of_a_day_once(
     one = datetime(2026, 1, 31, 1, tzinfo=UTC)
     two = one + timedelta(hours=1)
     master = runpy.run_path(str(DAGS / "00_master_orchestration.py"))["triggers"][trigger]
-    group = runpy.run_path(str(DAGS / file))["dag"].task_group.get_child_by_label("apply_rules")
+    dag = runpy.run_path(str(DAGS / file))["dag"]
+    work = [task for task in dag.topological_sort() if isinstance(task, RuleEngineOperator)]
     address = f"http://127.0.0.1:{service.port}"
     conf = in_run(master, SimpleNamespace(logical_date=one, run_after=one), address).conf
+    by_master = [in_run(task, SimpleNamespace(logical_date=None, run_after=one), address, **conf) for task in work]
+    by_schedule = [in_run(task, SimpleNamespace(logical_date=two, run_after=two), address) for task in work]
 
-    async def path(moment: Any, **given: str) -> list[dict[str, Any]]:
-        return [await run(in_run(task, moment, address, **given)) for task in work]
+    paths = [by_master, by_schedule] if master_first else [by_schedule, by_master]
+    first, second = [[await run_task(task) for task in path] for path in paths]
 
-    work = list(group.children.values())
-    by_master = path(SimpleNamespace(logical_date=None, run_after=one), **conf)
-    by_schedule = path(SimpleNamespace(logical_date=two, run_after=two))
-    first, second = [await each for each in ([by_master, by_schedule] if master_first else [by_schedule, by_master])]
-
-    for once, again in zip(first, second, strict=True):
-        assert (once["replayed"], once["state"], once["counts"]["total"]) == (False, "succeeded", RECORDS)
-        assert (again["replayed"], again["state"], again["job_id"]) == (True, "succeeded", once["job_id"])
+    assert len(first) > 1
+    for done, again in zip(first, second, strict=True):
+        assert (done["replayed"], done["state"], done["counts"]["total"]) == (False, "succeeded", RECORDS)
+        assert (again["replayed"], again["state"], again["job_id"]) == (True, "succeeded", done["job_id"])
     assert rows(url, f"SELECT DISTINCT transform_count FROM {ENTITIES[entity].table}") == [(len(work),)]
     ledger = "SELECT count(*), count(DISTINCT (rule_set_version, record_id)) FROM transformation_record"
     assert rows(url, ledger) == [(RECORDS * len(work), RECORDS * len(work))]
@@ -180,7 +165,7 @@ async def test_master_and_own_schedule_do_the_work_of_a_day_once(
 async def test_a_killed_service_loses_and_doubles_nothing(service: Service, url: str):
     import asyncio
 
-    waiting = asyncio.create_task(run(operator(defer_after=0)))
+    waiting = asyncio.create_task(run_task(operator(defer_after=0)))
     while not rows(url, "SELECT 1 FROM transformation_batch LIMIT 1"):
         await asyncio.sleep(0.02)
     service.kill()
@@ -190,22 +175,29 @@ async def test_a_killed_service_loses_and_doubles_nothing(service: Service, url:
     assert_each_record_once(url)
 
 
-async def test_a_cancelled_job_goes_on_when_the_task_is_cleared(service: Service, url: str):
+async def test_a_cancelled_job_goes_on_when_the_task_is_cleared(service: Service, url: str, context: Any):
     task = operator(defer_after=0)
     with pytest.raises(TaskDeferred) as deferred:
-        task.execute({"ti": TaskInstance()})
+        task.execute(context)
     await deferred.value.trigger.on_kill()
     (event,) = [event.payload async for event in deferred.value.trigger.run()]
     with pytest.raises(AirflowException, match="ended as cancelled") as cancelled:
         task.execute_complete({}, event)
     assert not isinstance(cancelled.value, AirflowFailException)
-    assert (await run(operator()))["state"] == "succeeded"
+    assert (await run_task(operator()))["state"] == "succeeded"
     assert_each_record_once(url)
 
 
 async def test_a_refusal_names_what_is_known(service: Service):
     with pytest.raises(AirflowFailException, match="normalize_phone"):
-        await run(operator(rules=["no_such_rule"]))
-    await run(operator())
-    with pytest.raises(AirflowFailException, match="422"):
-        await run(operator(batch_size=60))
+        await run_task(operator(rules=["no_such_rule"]))
+
+
+async def test_another_batch_size_joins_and_another_scope_is_refused(service: Service, url: str):
+    first = await run_task(operator(max_records=100))
+    assert (first["counts"]["total"], first["max_records"]) == (100, 100)
+    again = await run_task(operator(max_records="100", batch_size=60))
+    assert (again["job_id"], again["replayed"]) == (first["job_id"], True)
+    with pytest.raises(AirflowFailException, match=r"409 .*100"):
+        await run_task(operator())
+    assert rows(url, "SELECT count(*), max(transform_count) FROM user_record WHERE transform_count > 0") == [(100, 1)]
