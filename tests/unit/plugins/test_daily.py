@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from plugins.daily import daily_settings, slot_of_day
+from plugins.daily import daily_settings, slot_of_day, summarize
 
 
 def run(logical_date: datetime | None, run_after: datetime | None = None) -> SimpleNamespace:
@@ -67,3 +67,38 @@ def test_settings_are_made_anew_for_each_dag():
     first["default_args"]["retries"] = 0
     assert (second["default_args"]["owner"], second["default_args"]["retries"]) == ("two", 4)
     assert first["params"]["slot"] is not second["params"]["slot"]
+
+
+def job(rule: str, *, finished: int, replayed: bool = False) -> dict[str, object]:
+    return {
+        "job_id": f"job-{rule}",
+        "entity_type": "User",
+        "slot": "2026-01-31T00:00:00Z",
+        "counts": {"total": 100, "transformed": 97, "marked": 3},
+        "started_at": "2026-01-31T02:00:00Z",
+        "finished_at": f"2026-01-31T02:00:{finished:02}.500000Z",
+        "replayed": replayed,
+    }
+
+
+def test_a_summary_adds_up_its_rule_sets():
+    begin = datetime(2026, 1, 31, 1, 59, tzinfo=UTC)
+    told = summarize({"one": job("one", finished=1), "two": job("two", finished=2)}, begin)
+    figures = {"total": 100, "transformed": 97, "marked": 3, "already_done": False}
+    assert told == {
+        "entity_type": "User",
+        "slot": "2026-01-31T00:00:00Z",
+        "already_done": False,
+        "rule_sets": {"one": figures | {"seconds": 1.5}, "two": figures | {"seconds": 2.5}},
+        "all": {"total": 200, "transformed": 194, "marked": 6, "seconds": 4.0, "already_done": False},
+    }
+
+
+def test_a_slot_is_already_done_when_an_earlier_run_did_all_of_it():
+    jobs = {rule: job(rule, finished=1, replayed=True) for rule in ("one", "two")}
+    later = datetime(2026, 1, 31, 3, tzinfo=UTC)
+    assert summarize(jobs, later)["already_done"] is True
+    own_retry = datetime(2026, 1, 31, 1, 59, tzinfo=UTC)
+    assert summarize(jobs, own_retry)["already_done"] is False
+    half = summarize(jobs | {"two": job("two", finished=1)}, later)
+    assert (half["already_done"], half["rule_sets"]["one"]["already_done"]) == (False, True)
