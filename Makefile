@@ -10,7 +10,7 @@ PLAYBOOK := ansible-playbook -i inventories/$(ENV) $(ARGS)
 # Verbs that make or remove hosts touch this machine only, whatever ENV says.
 LOCAL := ansible-playbook -i inventories/local $(ARGS)
 
-.PHONY: help bootstrap up down purge site deploy smoke load-test status preflight test lint unit dag-test scenario lock
+.PHONY: help bootstrap up down purge site deploy smoke load-test status operators preflight test lint unit dag-test scenario lock
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ load-test: bootstrap ## Measure what runs cost, into docs/baselines.md (about 10
 
 status: bootstrap ## Show what runs where
 	@$(PLAYBOOK) playbooks/status.yml
+
+operators: bootstrap ## List the operators and their parameters, from their code
+	@python -m plugins.operators $(ARGS)
 
 test: bootstrap ## All of it: lint, unit tests, the default scenario on real systemd hosts
 	@.ci/stages lint unit scenario
