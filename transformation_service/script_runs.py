@@ -13,10 +13,10 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor, sql
@@ -68,7 +68,7 @@ SELECT array_remove(ARRAY[
   (SELECT 'it may call ' || string_agg(DISTINCT proname, ', ') FROM pg_proc
    WHERE pronamespace = 'pg_catalog'::regnamespace AND has_function_privilege(oid, 'EXECUTE') AND proname ~
      '^(lo_(creat|from_bytea|open|put|unlink|import|export)|lo(read|write)$|pg_(try_)?advisory|pg_(notify|sleep)|'
-     'set_config$|pg_(terminate|cancel)_backend$|query_to_xml|pg_logical_emit_message$|pg_read_|pg_ls_)')
+     'set_config$|pg_(terminate|cancel)_backend$|query_to_xml|pg_logical_emit_message$|pg_read_(binary_)?file$|pg_ls_)')
 ], NULL) AS gaps
 FROM pg_roles AS role WHERE role.rolname = session_user
 """
@@ -442,8 +442,10 @@ async def _select(
     connection: AsyncConnection[Any], text: str, arguments: Sequence[Any], most: int
 ) -> tuple[int, list[Any]]:
     """Read at most one row more than allowed."""
-    count, size, shown = 0, 0, []
-    async with contextlib.aclosing(connection.cursor().stream(text.encode(), arguments)) as rows:
+    count, size = 0, 0
+    shown: list[Any] = []
+    stream = cast("AsyncGenerator[tuple[str | None]]", connection.cursor().stream(text.encode(), arguments))
+    async with contextlib.aclosing(stream) as rows:
         async for (line,) in rows:
             count += 1
             if count > most:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import sqlglot
-from sqlglot import exp, tokens
+from sqlglot import exp
 from sqlglot.errors import SqlglotError
+from sqlglot.tokenizer_core import TokenType
 
 from transformation_service.entities import ENTITIES
 from transformation_service.problems import Problem
@@ -41,33 +42,11 @@ PARAMETER_TYPES = {
 }
 
 STRUCTURE = (
-    *(
-        exp.Select,
-        exp.Update,
-        exp.Union,
-        exp.Intersect,
-        exp.Except,
-        exp.Subquery,
-        exp.With,
-        exp.CTE,
-        exp.From,
-        exp.Join,
-    ),
-    *(
-        exp.Join,
-        exp.Where,
-        exp.Group,
-        exp.Having,
-        exp.Order,
-        exp.Ordered,
-        exp.Limit,
-        exp.Offset,
-        exp.Distinct,
-        exp.Values,
-    ),
-    *(exp.Table, exp.TableAlias, exp.Alias, exp.Column, exp.Identifier, exp.Star, exp.Tuple, exp.Paren, exp.Window),
-    *(exp.WindowSpec, exp.Filter, exp.If, exp.Placeholder, exp.Literal, exp.RawString, exp.Null, exp.Boolean, exp.Var),
-    *(exp.Array, exp.DataType, exp.DataTypeParam, exp.Interval, exp.Kwarg, exp.WithinGroup),
+    *(exp.Select, exp.Update, exp.Union, exp.Intersect, exp.Except, exp.Subquery, exp.With, exp.CTE, exp.From),
+    *(exp.Join, exp.Where, exp.Group, exp.Having, exp.Order, exp.Ordered, exp.Limit, exp.Offset, exp.Distinct),
+    *(exp.Values, exp.Table, exp.TableAlias, exp.Alias, exp.Column, exp.Identifier, exp.Star, exp.Tuple, exp.Paren),
+    *(exp.Window, exp.WindowSpec, exp.Filter, exp.If, exp.Placeholder, exp.Literal, exp.RawString, exp.Null),
+    *(exp.Boolean, exp.Var, exp.Array, exp.DataType, exp.DataTypeParam, exp.Interval, exp.Kwarg, exp.WithinGroup),
 )
 OPERATORS = (
     *(exp.And, exp.Or, exp.Not, exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Is, exp.In, exp.Between),
@@ -129,8 +108,8 @@ def read(sql: str, *, parameters: Mapping[str, str | None], most: int) -> list[S
         _refuse("invalid-sql", "The SQL is nested too deeply.")
 
 
-def _refuse(code: str, detail: str, **extra: object) -> NoReturn:
-    raise Problem(400, code, detail, **extra)
+def _refuse(code: str, detail: str, **extra: int | str) -> NoReturn:
+    raise Problem(400, code, detail, headers=None, **extra)
 
 
 def _parse(sql: str) -> list[exp.Expr]:
@@ -152,8 +131,8 @@ def _parse(sql: str) -> list[exp.Expr]:
         _refuse("invalid-sql", "The SQL is nested too deeply.")
 
 
-_OPENING = frozenset({tokens.TokenType.L_PAREN, tokens.TokenType.L_BRACKET, tokens.TokenType.CASE})
-_CLOSING = frozenset({tokens.TokenType.R_PAREN, tokens.TokenType.R_BRACKET, tokens.TokenType.END})
+_OPENING = frozenset({TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.CASE})
+_CLOSING = frozenset({TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.END})
 
 
 def _name(identifier: object) -> str:
@@ -171,14 +150,12 @@ def _check(tree: exp.Expr, number: int, parameters: Mapping[str, str | None]) ->
             f"Statement {number} is {what.upper()[:40]}. Scripts consist of SELECT and UPDATE.",
             statement=number,
         )
-    common = set()
     for cte in tree.find_all(exp.CTE):
         name = _name(cte.args["alias"].this)
         if name in TABLES or name.startswith("pg_"):
             _refuse("relation-not-allowed", f"Statement {number}: WITH can't name {name!r}.", statement=number)
-        common.add(name)
     for node in tree.walk():
-        _check_node(node, tree, number, common)
+        _check_node(node, tree, number)
         if isinstance(node, exp.Placeholder) and node.this not in parameters:
             _refuse(
                 "invalid-parameters",
@@ -189,7 +166,7 @@ def _check(tree: exp.Expr, number: int, parameters: Mapping[str, str | None]) ->
         _check_update(tree, number)
 
 
-def _check_node(node: exp.Expr, tree: exp.Expr, number: int, common: set[str]) -> None:
+def _check_node(node: exp.Expr, tree: exp.Expr, number: int) -> None:
     kind = type(node)
     if kind is exp.Anonymous and _called(node) in NAMED_FUNCTIONS:
         return
@@ -216,7 +193,7 @@ def _check_node(node: exp.Expr, tree: exp.Expr, number: int, common: set[str]) -
     if isinstance(node, exp.DataType) and node.this not in TYPES and not isinstance(node.this, exp.Interval):
         _refuse("statement-not-allowed", f"Statement {number}: type {_excerpt(node)} is not allowed.", statement=number)
     if isinstance(node, exp.Table):
-        _check_table(node, number, common)
+        _check_table(node, number)
 
 
 def _called(node: exp.Expr) -> str:
@@ -227,19 +204,34 @@ def _excerpt(node: exp.Expr) -> str:
     return str(node.sql(dialect=DIALECT, comments=False))[:80]
 
 
-def _check_table(table: exp.Table, number: int, common: set[str]) -> None:
+def _check_table(table: exp.Table, number: int) -> None:
     if not isinstance(table.this, exp.Identifier):
         _refuse(
             "function-not-allowed", f"Statement {number}: no function in FROM: {_excerpt(table)}.", statement=number
         )
     name, schema = _name(table.this), _name(table.args.get("db"))
-    known = (name in TABLES and schema in ("", "public")) or (name in common and not schema)
+    known = (name in TABLES and schema in ("", "public")) or (not schema and _is_common(table, name))
     if table.args.get("catalog") or not known:
         _refuse(
             "relation-not-allowed",
             f"Statement {number}: {_excerpt(table)} is not one of {', '.join(sorted(TABLES))}.",
             statement=number,
         )
+
+
+def _is_common(table: exp.Table, name: str) -> bool:
+    """Tell whether PostgreSQL takes the name for a query of WITH: one of a statement around it, named before it."""
+    child: exp.Expr = table
+    while (around := child.parent) is not None:
+        named = around if isinstance(around, exp.With) else around.args.get("with_")
+        if named is not None and named is not child:
+            for cte in named.expressions:
+                if cte is child:
+                    break
+                if _name(cte.args["alias"].this) == name:
+                    return True
+        child = around
+    return False
 
 
 def _check_update(tree: exp.Update, number: int) -> None:
@@ -262,6 +254,9 @@ def _write(tree: exp.Expr, parameters: Mapping[str, str | None]) -> Statement:
     names: list[str] = []
 
     def bind(node: exp.Expr) -> exp.Expr:
+        if isinstance(node, exp.Identifier):
+            # In quotes no name can be read as a keyword: USER, TABLE.
+            return exp.to_identifier(_name(node), quoted=True)
         if not isinstance(node, exp.Placeholder):
             return node
         if node.this not in names:

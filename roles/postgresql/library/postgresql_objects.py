@@ -40,7 +40,8 @@ options:
       connect: {description: Other roles that may connect., type: list, elements: str, default: []}
       closed_functions:
         description: >-
-          Regular expressions over names of functions in C(pg_catalog). What C(PUBLIC) could call of them, the owner alone can.
+          Regular expressions over names of functions in C(pg_catalog). What C(PUBLIC) could call of them, only the
+          owner can.
         type: list
         elements: str
         default: []
@@ -64,7 +65,8 @@ options:
             default: []
           users:
             description: >-
-              Roles that may use the schema and get their privileges on its tables from the tables' owner; these are left alone.
+              Roles that may use the schema and get their privileges on its tables from the tables' owner; these are
+              left alone.
             type: list
             elements: str
             default: []
@@ -473,9 +475,7 @@ class Server:
         for kinds in (("role",), ("database",), ("database", *OF_DATABASE)):
             changed = [entry for entry in differences(self.read(), wanted) if entry[0][0] in kinds]
             # CREATE DATABASE runs in no transaction; all other changes of one database are one transaction.
-            for name in sorted(
-                {entry[0][1] for entry in changed if entry[0][0] in OF_DATABASE}
-            ):
+            for name in sorted({entry[0][1] for entry in changed if entry[0][0] in OF_DATABASE}):
                 mine = [entry for entry in changed if entry[0][0] not in ("role", "database") and entry[0][1] == name]
                 self._execute(name, mine, in_transaction=True)
             of_cluster = [entry for entry in changed if entry[0][0] in ("role", "database")]
