@@ -170,6 +170,16 @@ def test_checks_read_tables_of_today_and_tomorrow_and_write_none(server: Server)
         ),
         (
             "transformation_service",
+            "GRANT USAGE ON LANGUAGE plpgsql TO PUBLIC",
+            "language transformation_service.plpgsql: privileges of PUBLIC",
+        ),
+        (
+            "transformation_service",
+            "GRANT EXECUTE ON FUNCTION lo_create(oid) TO PUBLIC",
+            "functions transformation_service.lo_.*|loread|lowrite: privileges of PUBLIC",
+        ),
+        (
+            "transformation_service",
             "CREATE TABLE t (id int); CREATE TABLE u (id int); GRANT SELECT ON t TO platform_checks",
             "tables transformation_service.public: privileges of platform_checks",
         ),
@@ -188,6 +198,19 @@ def test_drift_is_seen_and_taken_back(server: Server, database: str, drift: str,
     assert shown in run(server, check=True)["changes"]
     assert shown in run(server)["changes"]
     assert run(server)["changes"] == []
+
+
+def test_a_user_of_a_schema_keeps_what_the_owner_gives_it_and_functions_are_the_owners(server: Server) -> None:
+    run(server)
+    owner = ("transformation_service", "transformation_service", PASSWORD)
+    scripts = ("transformation_service", "transformation_scripts", PASSWORD)
+    server.query("CREATE TABLE t (id int); GRANT SELECT ON t TO transformation_scripts", *owner)
+    assert run(server)["changes"] == []
+    assert server.query("SELECT count(*) FROM t", *scripts) == [(0,)]
+    assert server.query("SELECT pg_try_advisory_lock(1)", *owner) == [(True,)]
+    for sql in ("SELECT pg_try_advisory_lock(1)", "SELECT lo_create(0)", "CREATE TABLE mine (id int)"):
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            server.query(sql, *scripts)
 
 
 def test_privileges_of_roles_that_were_not_given_stay(server: Server) -> None:
