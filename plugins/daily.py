@@ -144,7 +144,7 @@ class DataCheck(SQLColumnCheckOperator):
 
         :raises AirflowFailException: a figure is beyond its limit
         """
-        super().execute(context)  # type: ignore[no-untyped-call]
+        super().execute(context)
 
 
 class InputCheck(DataCheck, SkipMixin):
@@ -186,8 +186,8 @@ class Summary(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Read the results of the rule sets' tasks."""
         jobs = {name: context["ti"].xcom_pull(task_ids=task_id) for name, task_id in self.rule_sets.items()}
-        begin = context["dag_run"].start_date
-        result = summarize(jobs, begin)
+        run = context["dag_run"]
+        result = summarize(jobs, run.start_date or run.run_after)
         self.log.info("%s, slot %s", result["entity_type"], result["slot"])
         for name, figures in [*result["rule_sets"].items(), ("all", result["all"])]:
             self.log.info(

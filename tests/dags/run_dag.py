@@ -12,6 +12,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -19,26 +20,38 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "molecule/shared"))
 FOLDER = REPOSITORY / ".local/dag-test"
 # An empty metadata database; making one takes longer than a run.
 ORIGINAL = FOLDER / f"airflow-{importlib.metadata.version('apache-airflow')}.db"
 ERROR_LINES = 25
-WANTED = "{{ {'connections': airflow_objects_connections, 'variables': airflow_objects_variables} | to_json }}"
+WANTED = (
+    "{{ {'host': inventory_hostname, 'connections': airflow_objects_connections,"
+    " 'variables': airflow_objects_variables} | to_json }}"
+)
 
 
 class CannotStart(Exception):
     """What is missing, and what to do."""
 
 
-def desired_objects(namespace: str, prefix: str) -> dict[str, Any]:
-    """Read the connections and variables of the inventory; they stay in this process."""
-    hosts = {"test_host_namespace": namespace, "test_host_network_prefix": prefix}
+def local_platform() -> tuple[Path, dict[str, str]]:
+    """Return the SSH configuration of the local hosts and their addresses by name."""
+    ssh_config = REPOSITORY / ".local" / os.environ.get("PLATFORM_NAMESPACE", "local") / "ssh_config"
+    if not ssh_config.exists():
+        raise CannotStart("there is no local platform: make up")
+    found = re.findall(r"^Host (\S+)\n  HostName (\S+)$", ssh_config.read_text(), re.MULTILINE)
+    return ssh_config, dict(found)
+
+
+def desired_objects(namespace: str, address: str) -> dict[str, Any]:
+    """Read the inventory's connections and variables, and the scheduler's host; they stay in this process."""
+    hosts = {"test_host_namespace": namespace, "test_host_network_prefix": address.rpartition(".")[0]}
     argv = ["ansible", "airflow_scheduler[0]", "-i", "inventories/local", "-e", json.dumps(hosts), "-o"]
     done = subprocess.run(
         [*argv, "-m", "ansible.builtin.debug", "-a", f"msg={WANTED}"],
@@ -64,14 +77,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def tunnel(platform: Any, targets: set[tuple[str, int]]) -> Iterator[dict[tuple[str, int], int]]:
+def tunnel(ssh_config: Path, scheduler: str, targets: set[tuple[str, int]]) -> Iterator[dict[tuple[str, int], int]]:
     """Forward a local port to each target through the scheduler's host; yield the ports by target."""
     ports = {target: free_port() for target in targets}
     forwards = [f"-L127.0.0.1:{port}:{host}:{number}" for (host, number), port in ports.items()]
-    scheduler = platform.first("airflow_scheduler")
     options = ["-o", "ExitOnForwardFailure=yes", "-o", "ConnectTimeout=5", "-o", "ControlPath=none"]
     process = subprocess.Popen(
-        ["ssh", "-F", str(platform.ssh_config), "-N", *options, *forwards, scheduler], stderr=subprocess.PIPE, text=True
+        ["ssh", "-F", str(ssh_config), "-N", *options, *forwards, scheduler], stderr=subprocess.PIPE, text=True
     )
     try:
         end = time.monotonic() + 10
@@ -207,25 +219,26 @@ def main() -> int:
         except json.JSONDecodeError:
             conf[name] = value
     started = time.monotonic()
-    os.environ.setdefault("PLATFORM_NAMESPACE", "local")
     try:
-        import platform_under_test
-
-        platform = platform_under_test.load()
-        if not platform.ssh_config.exists():
-            raise CannotStart("there is no local platform: make up")
-        prefix = platform.address("airflow_scheduler").rpartition(".")[0]
-        objects = desired_objects(platform.namespace, prefix)
-        peers = {*platform.addresses, *platform.addresses.values()}
-        targets = {(c["host"], c["port"]) for c in objects["connections"] if c.get("host") in peers and c.get("port")}
-        with tempfile.TemporaryDirectory(prefix="dag-test-") as folder, tunnel(platform, targets) as ports:
+        ssh_config, addresses = local_platform()
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="dag-test-") as folder, ThreadPoolExecutor(1) as beside:
             home = Path(folder)
             database = home / "airflow.db"
-            FOLDER.mkdir(parents=True, exist_ok=True)
+            reading = beside.submit(desired_objects, ssh_config.parent.name, next(iter(addresses.values())))
             if ORIGINAL.exists():
                 shutil.copy(ORIGINAL, database)
-            os.environ.update(airflow_environment(home, database) | objects_environment(objects, ports))
-            code = run(given.dag_id, conf, home, database)
+            os.environ.update(airflow_environment(home, database))
+            import airflow.sdk.execution_time.supervisor  # noqa: F401 - takes as long as the inventory
+
+            objects = reading.result()
+            peers = {*addresses, *addresses.values()}
+            targets = {
+                (c["host"], c["port"]) for c in objects["connections"] if c.get("host") in peers and c.get("port")
+            }
+            with tunnel(ssh_config, objects["host"], targets) as ports:
+                os.environ.update(objects_environment(objects, ports))
+                code = run(given.dag_id, conf, home, database)
         print(f"{time.monotonic() - started:.1f} s in all")
         return code
     except CannotStart as error:

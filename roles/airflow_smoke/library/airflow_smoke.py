@@ -363,7 +363,7 @@ class Ledger:
             with contextlib.closing(connection), connection.cursor() as cursor:
                 text = sql.SQL(statement).format(table=sql.Identifier(wanted["table"]))
                 cursor.execute(text, {"entity": wanted["entity"], **values})
-                rows = cursor.fetchall()
+                rows = [dict(row) for row in cursor.fetchall()]
             return [{key: int(value) if _countable(value) else value for key, value in row.items()} for row in rows]
         except psycopg2.Error as error:
             where = f"{wanted['database']} at {wanted['host']}:{wanted['port']} as {wanted['user']}"
