@@ -63,6 +63,9 @@ CONNECT_TIMEOUT = 5.0
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 """Seconds before the first retry, and the most that one wait may take, whatever ``Retry-After`` asks for."""
 
+LONGEST_OWN_WAIT = 3.0
+"""Seconds between retries at most where the service asks for nothing: its return is noticed within them."""
+
 LONGEST_TEST = 10.0
 """Seconds that a test of the connection waits for one answer: somebody looks on."""
 
@@ -201,7 +204,7 @@ def pause(attempt: int, retry_after: float | None) -> float:
     """
     if retry_after is not None:
         return min(LONGEST_WAIT, retry_after * random.uniform(1.0, 1.25))  # noqa: S311 - spreads load, guards nothing
-    return min(LONGEST_WAIT, FIRST_WAIT * 2.0**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
+    return min(LONGEST_OWN_WAIT, FIRST_WAIT * 2.0**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 def _problem(response: httpx.Response) -> str:

@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from airflow.sdk import BaseOperator, BaseOperatorLink
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferralTimeout
 
 from plugins.hooks.transformation_service import (
     Document,
@@ -146,7 +146,7 @@ class TransformationServiceOperator(BaseOperator):
     :param transformation_service_url: overrides the host of the connection, as ``http://service:5000``
     :param transformation_service_conn_id: connection with host, port, password (bearer token), extra ``timeout`` in
         seconds
-    :param retry_count: retries of each request within the task
+    :param retry_count: retries of each request within the task; 8 outlast an outage of 10 seconds
     :param deferrable: wait in the triggerer instead of in a worker slot
     :param defer_after: seconds to wait in the worker first; work that is done by then costs no second task process
     :param patience: seconds without an answer while waiting, after which the task fails (and its ``retries`` apply)
@@ -162,7 +162,7 @@ class TransformationServiceOperator(BaseOperator):
         slot: str | None = None,
         transformation_service_url: str | None = None,
         transformation_service_conn_id: str = TransformationServiceHook.default_conn_name,
-        retry_count: int = 3,
+        retry_count: int = 8,
         deferrable: bool = True,
         defer_after: float = 2.0,
         patience: float = 300.0,
@@ -221,6 +221,22 @@ class TransformationServiceOperator(BaseOperator):
         if event["status"] == "refused":
             raise AirflowFailException(message)
         raise AirflowException(message)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the trigger; when the task's time was over before, cancel the work, as a timeout in the worker does.
+
+        :raises AirflowException: the time was over
+        """
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout as error:
+            url = context["ti"].xcom_pull(key=TransformationServiceLink(self.kind).xcom_key)
+            self.work_id = str(url).rpartition("/")[2]
+            self.on_kill()
+            raise AirflowException(
+                f"{self.kind.noun.capitalize()} {self.work_id} was not done within the task's execution_timeout"
+                f" ({self.execution_timeout}) and is cancelled; the next try goes on where it stopped"
+            ) from error
 
     def on_kill(self) -> None:
         """Cancel the work of a task that is stopped or timed out while it occupies a worker."""

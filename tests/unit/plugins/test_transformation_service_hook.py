@@ -171,7 +171,7 @@ def test_retry_after_is_read_as_number_and_as_date():
 
 def test_pauses_grow_and_stay_bounded():
     for attempt in range(20):
-        wanted = min(module.LONGEST_WAIT, 2.0**attempt)
+        wanted = min(module.LONGEST_OWN_WAIT, 2.0**attempt)
         assert wanted / 2 <= pause(attempt, None) <= wanted
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
+from airflow.sdk.bases.operator import TriggerFailureReason
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 from fake_service import Answer, FakeService, job_document, run_document, set_connection
 
@@ -211,6 +212,7 @@ def test_a_service_that_goes_away_meanwhile_is_left_to_the_trigger(service: Fake
     service.say(Answer(202, case.document("running")), Answer(503, {}))
     with pytest.raises(TaskDeferred):
         case.make().execute(context)
+    assert [call.method for call in service.calls] == ["POST", "GET", "GET"]  # with the one retry of the request
 
 
 def test_without_a_trigger_the_worker_has_the_patience(service: FakeService, waits, case: Case, context):
@@ -339,6 +341,19 @@ def test_killing_the_task_cancels_the_work(service: FakeService, monkeypatch, ca
     service.say(Answer(202, case.document("running")), case.document("cancelled"))
     with pytest.raises(Killed):
         task.execute(context)
+    assert [call.method for call in service.calls] == ["POST", "DELETE"]
+    assert service.url + service.calls[1].path == case.url(service, case.document()["id"])
+
+
+def test_work_whose_time_is_over_while_the_trigger_waits_is_cancelled(service: FakeService, case: Case, context):
+    """Airflow ends such a trigger without a word to the service, and starts the task to fail it."""
+    task = case.make(execution_timeout=timedelta(minutes=30))
+    context["ti"].xcom_pull = lambda key: context["ti"].pushed[key]
+    service.say(Answer(202, case.document("running")), case.document("cancelled"))
+    with pytest.raises(TaskDeferred):
+        case.make(defer_after=0).execute(context)
+    with pytest.raises(AirflowException, match=r"execution_timeout \(0:30:00\) and is cancelled"):
+        task.resume_execution("__fail__", {"error": TriggerFailureReason.TRIGGER_TIMEOUT}, context)
     assert [call.method for call in service.calls] == ["POST", "DELETE"]
     assert service.url + service.calls[1].path == case.url(service, case.document()["id"])
 
