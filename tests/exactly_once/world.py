@@ -168,16 +168,17 @@ class Attempt:
         """What a process tells; ``killed`` or ``stopped`` if it ends without a word."""
         ours, theirs = PROCESSES.Pipe(duplex=False)
         with ours:
-            self._process = PROCESSES.Process(target=target, args=(self._world.log, *arguments, theirs))
-            self._process.start()
+            process = PROCESSES.Process(target=target, args=(self._world.log, *arguments, theirs))
+            process.start()
+            self._process = process
             theirs.close()
-            assert ours.poll(30), f"a try does not end: {self._given}"
+            assert ours.poll(15), f"a try does not end: {self._given}"
             try:
                 answer: tuple[str, Any] = ours.recv()
             except EOFError:
                 answer = ("", None)
-            self._process.join(30)
-        code = self._process.exitcode
+            process.join(15)
+        code = process.exitcode
         if answer[0]:
             return answer
         assert code == -9 or (self._fault and self._fault.blow is Blow.CANCELLED), f"a try broke: {code}, {self._given}"
