@@ -223,7 +223,7 @@ class TransformationServiceOperator(BaseOperator):
         raise AirflowException(message)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the trigger; when the task's time was over before, cancel the work, as a timeout in a worker does.
+        """Go on after the trigger. Where the task's time was over before, cancel the work, as a worker does.
 
         :raises AirflowException: the time was over
         """
