@@ -46,7 +46,7 @@ STRUCTURE = (
     *(exp.Join, exp.Where, exp.Group, exp.Having, exp.Order, exp.Ordered, exp.Limit, exp.Offset, exp.Distinct),
     *(exp.Values, exp.Table, exp.TableAlias, exp.Alias, exp.Column, exp.Identifier, exp.Star, exp.Tuple, exp.Paren),
     *(exp.Window, exp.WindowSpec, exp.Filter, exp.If, exp.Placeholder, exp.Literal, exp.RawString, exp.Null),
-    *(exp.Boolean, exp.Var, exp.Array, exp.DataType, exp.DataTypeParam, exp.Interval, exp.Kwarg, exp.WithinGroup),
+    *(exp.Boolean, exp.Var, exp.DataType, exp.DataTypeParam, exp.Interval, exp.Kwarg, exp.WithinGroup),
 )
 OPERATORS = (
     *(exp.And, exp.Or, exp.Not, exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Is, exp.In, exp.Between),
@@ -119,6 +119,9 @@ def _parse(sql: str) -> list[exp.Expr]:
         found = sqlglot.tokenize(sql, dialect=DIALECT)
         if len(found) > MAX_TOKENS:
             _refuse("invalid-sql", f"The SQL has more than {MAX_TOKENS} words and signs.")
+        if any(token.token_type == TokenType.L_BRACKET for token in found):
+            # The parser's time doubles with each bracket within another.
+            _refuse("statement-not-allowed", "Brackets are not allowed in scripts; write IN (...) for a list.")
         depth = 0
         for token in found:
             depth += (token.token_type in _OPENING) - (token.token_type in _CLOSING)
@@ -131,8 +134,8 @@ def _parse(sql: str) -> list[exp.Expr]:
         _refuse("invalid-sql", "The SQL is nested too deeply.")
 
 
-_OPENING = frozenset({TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.CASE})
-_CLOSING = frozenset({TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.END})
+_OPENING = frozenset({TokenType.L_PAREN, TokenType.CASE})
+_CLOSING = frozenset({TokenType.R_PAREN, TokenType.END})
 
 
 def _name(identifier: object) -> str:

@@ -169,6 +169,8 @@ ESCAPES = [
     Escape("nested cases", "SELECT " + "CASE WHEN true THEN " * 600 + "1" + " END" * 600, harmless=True),
     Escape("many words", "SELECT " + "1+" * 12_000 + "1"),
     Escape("brackets", "SELECT " + "ARRAY[" * 900 + "1" + "]" * 900),
+    Escape("brackets that the parser tries twice each", "SELECT " + "ARRAY[" * 22 + "1" + "]" * 22, harmless=True),
+    Escape("subscripts", "SELECT a" + "[1]" * 1200),
 ]  # fmt: skip
 # What the parser's wall lets pass, and limits end.
 ENDLESS = [Escape("cross join of rows", MANY), Escape("cross join counted", f"SELECT count(*) FROM ({MANY}) AS t")]
