@@ -106,12 +106,13 @@ class Service:
         with self._one_at_a_time:
             if self._process is not None and self._process.is_alive():
                 return
-            self._process = PROCESSES.Process(target=serve, args=(self._environment, self._log, self._mutant))
-            self._process.start()
-            until(self._answers, "the service")
+            process = PROCESSES.Process(target=serve, args=(self._environment, self._log, self._mutant))
+            process.start()
+            self._process = process
+            until(lambda: self._process.exitcode == -9 or self._answers(), "the service")  # or killed at its start
 
     def _answers(self) -> bool:
-        assert self._process.is_alive(), "the service has ended"
+        assert self._process.exitcode in {None, -9}, "the service has ended"
         try:
             return self.ask("GET", "/health", {}, None)[0] == 200
         except OSError:
