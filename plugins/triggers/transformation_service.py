@@ -21,6 +21,10 @@ from plugins.hooks.transformation_service import (
 )
 
 
+_cancelling: set[asyncio.Task[None]] = set()
+"""The event loop keeps no task alive that nobody else refers to."""
+
+
 class TransformationServiceTrigger(BaseTrigger):
     """Poll a job or run until it is final and fire one event, plain JSON:
 
@@ -103,7 +107,17 @@ class TransformationServiceTrigger(BaseTrigger):
         return {"status": status, "id": self.work_id, "message": message}
 
     async def on_kill(self) -> None:
-        """Cancel the work. Airflow calls this when a user acts on the deferred task, not when a triggerer stops."""
+        """Cancel the work. Airflow calls this when a user acts on the deferred task, not when a triggerer stops.
+
+        A second later it cancels the call itself, as the trigger is still there (``cancel_triggers`` of 3.3.2), so the
+        request goes its way without it.
+        """
+        cancelling = asyncio.create_task(self._cancel())
+        _cancelling.add(cancelling)
+        cancelling.add_done_callback(_cancelling.discard)
+        await asyncio.shield(cancelling)
+
+    async def _cancel(self) -> None:
         hook, kind = self._hook(), KINDS[self.kind]
         async with await hook.aclient() as client:
             await hook.acancel(client, kind, self.work_id)

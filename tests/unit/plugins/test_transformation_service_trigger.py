@@ -74,6 +74,20 @@ async def test_a_user_who_stops_the_task_cancels_the_job(service: FakeService, w
     assert [call.method for call in service.calls] == ["DELETE", "DELETE"]
 
 
+async def test_it_is_cancelled_even_when_airflow_is_tired_of_waiting(service: FakeService):
+    service.say(Answer(503, {}), job_document("cancelled"))
+    killing = asyncio.create_task(trigger().on_kill())
+    while not service.calls:
+        await asyncio.sleep(0.01)
+    killing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await killing
+    async with asyncio.timeout(5):
+        while len(service.calls) < 2:
+            await asyncio.sleep(0.01)
+    assert [call.method for call in service.calls] == ["DELETE", "DELETE"]
+
+
 async def test_a_triggerer_that_stops_does_not(service: FakeService):
     service.say(job_document("running"))
     instance = trigger()
