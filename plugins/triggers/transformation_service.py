@@ -20,7 +20,6 @@ from plugins.hooks.transformation_service import (
     summary,
 )
 
-
 _cancelling: set[asyncio.Task[None]] = set()
 """The event loop keeps no task alive that nobody else refers to."""
 
