@@ -158,6 +158,13 @@ def log_in(file: Path) -> Iterator[None]:
                 os.close(former)
 
 
+def last_error(log: str) -> str:
+    """Return the end of the last error in a log: the exception's text, with a few frames of where it was raised."""
+    entries = re.split(r"^(?=\d{4}-\d\d-\d\dT\S+ \[)", log, flags=re.MULTILINE)
+    errors = [entry for entry in entries if "[error" in entry[:60]] or entries
+    return "\n".join(line[:300] for line in errors[-1].rstrip().splitlines()[-ERROR_LINES:])
+
+
 def run(dag_id: str, conf: dict[str, Any], home: Path, database: Path) -> int:
     """Run the DAG and print its tasks, and the last error in the log of a failed run; return the exit code."""
     log = FOLDER / f"{dag_id}.log"
@@ -198,9 +205,7 @@ def run(dag_id: str, conf: dict[str, Any], home: Path, database: Path) -> int:
     print(f"{dag_id} {result.state}, {', '.join(f'{name} {value}' for name, value in conf.items())}; log: {log}")
     if result.state == "success":
         return 0
-    lines = log.read_text(errors="replace").splitlines()
-    last = max((number for number, line in enumerate(lines) if "[error" in line), default=len(lines) - ERROR_LINES)
-    print("\n".join(line[:300] for line in lines[last : last + ERROR_LINES]))
+    print(last_error(log.read_text(errors="replace")))
     return 1
 
 

@@ -42,3 +42,14 @@ def test_connections_and_variables_lead_through_the_tunnel():
     }
     assert json.loads(found["AIRFLOW_CONN_OUTSIDE"])["host"] == "example.com"
     assert (found["AIRFLOW_VAR_URL"], found["AIRFLOW_VAR_SIZE"]) == ("http://127.0.0.1:40001/api", "1000")
+
+
+def test_the_last_error_is_shown_to_its_end():
+    frames = "\n".join(f"  frame {number}" for number in range(100))
+    log = (
+        "2026-11-23T19:00:41.1Z [error    ] first\nnot this\n"
+        f"2026-11-23T19:00:44.1Z [error    ] Task failed\n{frames}\nAirflowFailException: 3 too many\n"
+        "2026-11-23T19:00:45.1Z [info     ] afterwards\n"
+    )
+    assert run_dag.last_error(log).splitlines()[-1] == "AirflowFailException: 3 too many"
+    assert len(run_dag.last_error(log).splitlines()) == run_dag.ERROR_LINES
