@@ -146,7 +146,7 @@ class TransformationServiceOperator(BaseOperator):
     :param transformation_service_url: overrides the host of the connection, as ``http://service:5000``
     :param transformation_service_conn_id: connection with host, port, password (bearer token), extra ``timeout`` in
         seconds
-    :param retry_count: retries of each request within the task; 8 outlast an outage of 10 seconds
+    :param retry_count: retries of each request within the task; 15 outlast an outage of 20 seconds
     :param deferrable: wait in the triggerer instead of in a worker slot
     :param defer_after: seconds to wait in the worker first; work that is done by then costs no second task process
     :param patience: seconds without an answer while waiting, after which the task fails (and its ``retries`` apply)
@@ -162,7 +162,7 @@ class TransformationServiceOperator(BaseOperator):
         slot: str | None = None,
         transformation_service_url: str | None = None,
         transformation_service_conn_id: str = TransformationServiceHook.default_conn_name,
-        retry_count: int = 8,
+        retry_count: int = 15,
         deferrable: bool = True,
         defer_after: float = 2.0,
         patience: float = 300.0,
