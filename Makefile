@@ -10,7 +10,7 @@ PLAYBOOK := ansible-playbook -i inventories/$(ENV) $(ARGS)
 # Verbs that make or remove hosts touch this machine only, whatever ENV says.
 LOCAL := ansible-playbook -i inventories/local $(ARGS)
 
-.PHONY: help bootstrap up down purge site deploy smoke load-test status operators preflight test lint unit dag-test scenario lock
+.PHONY: help bootstrap up down purge site deploy rollback smoke load-test status operators preflight test lint unit dag-test scenario lock
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,8 +35,11 @@ site: bootstrap ## Deploy the platform on the hosts of ENV and prove that it wor
 preflight: bootstrap ## Check the inventory and its hosts; change nothing
 	@$(PLAYBOOK) playbooks/preflight.yml
 
-deploy: bootstrap ## Release dags/ and plugins/ of this tree
-	@$(PLAYBOOK) playbooks/deploy.yml
+deploy: bootstrap ## Release dags/ and plugins/ of this tree, or of a git revision: make deploy REF=v1.2
+	@$(PLAYBOOK) playbooks/deploy.yml $(if $(REF),-e release_ref=$(REF))
+
+rollback: bootstrap ## Go back to the release before, or to a named one: make rollback RELEASE=3f2a9c01d7be
+	@$(PLAYBOOK) playbooks/rollback_release.yml $(if $(RELEASE),-e release_id=$(RELEASE))
 
 smoke: bootstrap ## Prove that the platform transforms records
 	@$(PLAYBOOK) playbooks/smoke.yml

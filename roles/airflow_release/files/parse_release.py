@@ -1,8 +1,8 @@
 """Parse every DAG of a release with the Airflow of this interpreter, as its DAG processor would, without a database.
 
 Reads from stdin (``python - <release directory>``) or as a file. Prints one JSON document to stdout:
-``{"dags": {dag_id: file}, "errors": [{"file": ..., "line": ... or null, "message": ...}]}``, files relative to the
-release.
+``{"dags": {dag_id: file}, "stored": {dag_id: hash of what Airflow stores}, "triggerer": [files that triggers import],
+"errors": [{"file": ..., "line": ... or null, "message": ...}]}``, files relative to the release.
 
 Refused are: what does not import, cycles, a dag_id in two files (the DAG processor parses each file by itself, so
 these would overwrite each other in silence), and DAGs that cannot be serialized.
@@ -10,10 +10,13 @@ these would overwrite each other in silence), and DAGs that cannot be serialized
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +51,86 @@ def parse(root: Path) -> dict[str, Any]:
 
     bag = BundleDagBag(root, bundle_path=root, bundle_name="releases")
     errors = [problem(file, trace, root) for file, trace in sorted(bag.import_errors.items())]
-    dags = {}
+    dags, stored = {}, {}
     for dag_id, dag in sorted(bag.dags.items()):
         dags[dag_id] = str(Path(dag.fileloc).relative_to(root))
         try:
-            DagSerialization.to_dict(dag)
+            text = json.dumps(DagSerialization.to_dict(dag), sort_keys=True, default=str).replace(str(root), "")
+            stored[dag_id] = hashlib.sha256(text.encode()).hexdigest()[:12]
         except Exception as error:  # whatever an author's object raises
             errors.append({"file": dags[dag_id], "line": None, "message": f"{type(error).__name__}: {error}"})
-    return {"dags": dags, "errors": errors}
+    return {"dags": dags, "stored": stored, "triggerer": trigger_files(root), "errors": errors}
+
+
+def trigger_files(root: Path) -> list[str]:
+    """Every file that the triggerer may load: modules with triggers, and what they import, wherever an import stands.
+
+    Modules with triggers are those in ``plugins/triggers``, those that parsing the DAGs has loaded, and classes whose
+    base is called a trigger. Imports are read from the source, so that one within a function counts; where a module
+    imports by a computed name, everything in ``plugins/`` does.
+    """
+    from airflow.triggers.base import BaseTrigger
+
+    sources = {path.relative_to(root): path for part in ("dags", "plugins") for path in (root / part).rglob("*.py")}
+    trees = {}
+    for name, path in sources.items():
+        try:
+            trees[name] = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            continue  # an error of its own
+    loaded = {
+        Path(file).relative_to(root)
+        for module in {trigger.__module__ for trigger in subclasses(BaseTrigger)}
+        if (file := getattr(sys.modules.get(module), "__file__", None)) and Path(file).is_relative_to(root)
+    }
+    pending = [name for name, tree in trees.items() if name in loaded or has_triggers(name, tree)]
+    found: set[Path] = set()
+    while pending:
+        name = pending.pop()
+        if name in found or name not in trees:
+            continue
+        found.add(name)
+        for module in imports(name, trees[name]):
+            if module == "*":
+                return sorted(str(source) for source in sources if source.parts[0] == "plugins" or source in found)
+            parts = module.split(".")
+            for length in range(1, len(parts) + 1):  # a package's __init__ is loaded before its modules
+                stem = Path(*parts[:length])
+                pending += [stem / "__init__.py", stem.with_suffix(".py")]
+    return sorted(map(str, found))
+
+
+def subclasses(base: type) -> Iterator[type]:
+    """All classes below one."""
+    for each in base.__subclasses__():
+        yield each
+        yield from subclasses(each)
+
+
+def has_triggers(name: Path, tree: ast.AST) -> bool:
+    """Whether a module defines triggers, as far as its text tells."""
+    if name.parts[:2] == ("plugins", "triggers"):
+        return True
+    bases = (base for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for base in node.bases)
+    return any(ast.unparse(base).endswith("Trigger") for base in bases)
+
+
+def imports(name: Path, tree: ast.AST) -> Iterator[str]:
+    """Every module that a module may import, with what it takes from it; ``*`` for a computed name."""
+    package = name.parent.parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+            if any(alias.name.split(".")[0] in ("importlib", "runpy", "pkgutil") for alias in node.names):
+                yield "*"
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
+            module = base if node.level else str(node.module)
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+            if module.split(".")[0] in ("importlib", "runpy", "pkgutil"):
+                yield "*"
+        elif isinstance(node, ast.Name) and node.id == "__import__":
+            yield "*"
 
 
 def main() -> None:

@@ -10,16 +10,37 @@ import os
 import pwd
 import py_compile
 import shutil
-import stat
 import subprocess
 import tarfile
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ansible.module_utils.airflow_release_announce import Database, Served, announce
+from ansible.module_utils.airflow_releases import (
+    MANIFEST,
+    SETTLED,
+    VERIFIED,
+    Files,
+    ReleaseError,
+    compare,
+    environment,
+    flip,
+    is_intact,
+    live_release,
+    previous_release,
+    read_json,
+    read_log,
+    release_id,
+    staged_releases,
+    superfluous,
+    write_json,
+    write_log,
+)
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
@@ -131,113 +152,24 @@ removed:
   returned: with C(state=settled)
 """
 
-Files = Mapping[str, Mapping[str, str]]
-"""The content of a release: path -> {"mode": "0644" or "0755", "sha256": 64 hexadecimal digits}."""
-
-ID_LENGTH = 12
-MANIFEST, VERIFIED, SETTLED = "manifest.json", "verified.json", ".settled.json"
 PARSE_TIMEOUT = 300
+TRIGGERER = "airflow-triggerer"
 
 
-class ReleaseError(Exception):
-    """The release cannot be what was asked for; the message says why and, for code, where."""
+def read_archive(archive: Path) -> dict[str, bytes]:
+    """Contents of the archive's files by name.
 
-
-# --- what a release is (the action plugin uses these too) -------------------------------------------------------------
-
-
-def release_id(files: Files) -> str:
-    """Hash a release's content: what the files are called, hold and may be executed as, and nothing else."""
-    listing = "".join(f"{path}\0{files[path]['mode']}\0{files[path]['sha256']}\n" for path in sorted(files))
-    return hashlib.sha256(listing.encode()).hexdigest()[:ID_LENGTH]
-
-
-def part_id(files: Files, part: str) -> str:
-    """Hash one top-level directory of a release."""
-    return release_id({path: entry for path, entry in files.items() if path.startswith(f"{part}/")})
-
-
-def is_content(name: str) -> bool:
-    """Whether a file or directory of this name belongs to a release: no caches, editor backups or hidden files."""
-    return name == ".airflowignore" or not (
-        name.startswith(".") or name.endswith(("~", ".pyc")) or name == "__pycache__"
-    )
-
-
-def describe(path: Path) -> dict[str, str]:
-    """Mode (only whether it may be executed counts) and checksum of a file."""
-    executable = path.stat().st_mode & stat.S_IXUSR
-    return {"mode": "0755" if executable else "0644", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-def read_tree(root: Path, parts: Iterable[str] | None = None) -> dict[str, dict[str, str]]:
-    """Describe every file of a tree.
-
-    :param parts: the top-level names to take; default: all
-    :raises ReleaseError: there is a symbolic link or a device, which a release cannot promise to keep
+    :raises ReleaseError: it is no archive any more
     """
-    files: dict[str, dict[str, str]] = {}
-    pending = [root / part for part in parts] if parts is not None else list(root.iterdir())
-    while pending:
-        path = pending.pop()
-        if not is_content(path.name) or not os.path.lexists(path):
-            continue
-        if path.is_symlink() or not (path.is_dir() or path.is_file()):
-            raise ReleaseError(f"{path.relative_to(root)}: a release holds plain files and directories only")
-        if path.is_dir():
-            pending.extend(path.iterdir())
-        else:
-            files[str(path.relative_to(root))] = describe(path)
-    return files
-
-
-# --- the host's side --------------------------------------------------------------------------------------------------
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one if the file is missing or torn."""
+    contents = {}
     try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON so that a reader sees the old or the new file, never half of one."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    new.chmod(0o644)
-    new.replace(path)
-
-
-def live_release(root: Path) -> str:
-    """Id that the link names, or an empty string."""
-    link = root / "current"
-    return link.readlink().name if link.is_symlink() else ""
-
-
-def content_of(directory: Path) -> dict[str, dict[str, str]]:
-    """Describe the release in a directory, without what staging adds to it."""
-    return {path: entry for path, entry in read_tree(directory).items() if path not in {MANIFEST, VERIFIED}}
-
-
-def environment(python: str) -> str:
-    """Where an interpreter's packages are: its folder without links; the interpreter is itself one, to the system's."""
-    return os.path.realpath(os.path.dirname(python))
-
-
-def is_complete(directory: Path, release: str, python: str | None) -> bool:
-    """Whether the directory holds exactly this release, parsed by this interpreter's Airflow (None: by any or none)."""
-    verified = read_json(directory / VERIFIED)
-    if verified.get("release") != release:
-        return False
-    if python and verified.get("environment") != environment(python):
-        return False
-    try:
-        return release_id(content_of(directory)) == release
-    except (OSError, ReleaseError):
-        return False
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                if file := tar.extractfile(member):
+                    contents[member.name] = file.read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise ReleaseError(f"the archive arrived damaged ({error}); run the deployment again") from None
+    return contents
 
 
 def unpack(archive: Path, manifest: Mapping[str, Any], release: str, target: Path) -> None:
@@ -248,24 +180,26 @@ def unpack(archive: Path, manifest: Mapping[str, Any], release: str, target: Pat
     files: Files = manifest["files"]
     if release_id(files) != release:
         raise ReleaseError(f"the manifest describes release {release_id(files)}, not {release}")
-    with tarfile.open(archive) as tar:
-        for name in sorted(files):
-            path = target / name
-            if not path.resolve().is_relative_to(target.resolve()):
-                raise ReleaseError(f"{name}: outside of the release")
-            try:
-                member = tar.extractfile(name)
-            except KeyError:
-                member = None
-            data = member.read() if member else b""
-            if hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
-                raise ReleaseError(f"{name}: arrived damaged; run the deployment again")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-            path.chmod(int(files[name]["mode"], 8))
+    contents = read_archive(archive)
+    for name in sorted(files):
+        path = target / name
+        if not path.resolve().is_relative_to(target.resolve()):
+            raise ReleaseError(f"{name}: outside of the release")
+        data = contents.get(name, b"")
+        if hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
+            raise ReleaseError(f"{name}: arrived damaged; run the deployment again")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        path.chmod(int(files[name]["mode"], 8))
     for directory, _, _ in os.walk(target):
         os.chmod(directory, 0o755)  # noqa: S103 - services read it, whatever the umask
     write_json(target / MANIFEST, manifest)
+
+
+def first_manifest(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest, with the facts (who, from where, when) of the first who staged this content here."""
+    former = read_json(directory / MANIFEST)
+    return dict(manifest) | (former if former.get("id") == directory.name else {}) | {"files": manifest["files"]}
 
 
 def compile_sources(directory: Path, final: Path) -> list[dict[str, Any]]:
@@ -374,17 +308,16 @@ def staging_directory(parent: Path, release: str) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def build(directory: Path, params: Mapping[str, Any]) -> dict[str, str]:
-    """Unpack, compile and parse a release in ``directory``; return its DAGs' files by dag_id.
+def build(directory: Path, params: Mapping[str, Any]) -> None:
+    """Unpack, compile and parse a release in ``directory``.
 
     :raises ReleaseError: with every error of every file
     """
     release, final = params["release"], Path(params["root"], "releases", params["release"])
-    unpack(Path(params["archive"]), params["manifest"], release, directory)
+    unpack(Path(params["archive"]), first_manifest(final, params["manifest"]), release, directory)
     errors = compile_sources(directory, final)
-    result: dict[str, Any] = {"dags": {}, "errors": []}
-    parsing = bool(params["parser"]) and os.path.exists(params["python"])  # missing in check mode only: reach_staged
-    if parsing:
+    result: dict[str, Any] = {"dags": {}, "stored": {}, "triggerer": [], "errors": []}
+    if os.path.exists(params["python"]):  # missing in check mode only: reach_staged
         result = parse(
             directory,
             python=params["python"],
@@ -393,62 +326,28 @@ def build(directory: Path, params: Mapping[str, Any]) -> dict[str, str]:
             configuration=params["configuration"],
             user=params["user"],
         )
+        if not result["dags"] and not result["errors"]:
+            errors.append(
+                {"file": "dags/", "line": None, "message": "no DAG; such a release would take every DAG away"}
+            )
     named = {(error["file"], error["line"]) for error in errors}
-    errors += [error for error in result["errors"] if (error["file"], error["line"]) not in named]
+    errors += [error for error in result.pop("errors") if (error["file"], error["line"]) not in named]
     if errors:
         raise ReleaseError(refusal(errors))
-    if parsing and not result["dags"]:
-        raise ReleaseError("dags/ defines no DAG; a release without any would take every DAG away")
-    parsed_by = environment(params["python"]) if parsing else None
-    write_json(directory / VERIFIED, {"release": release, "environment": parsed_by, "dags": result["dags"]})
-    return dict(result["dags"])
+    write_json(directory / VERIFIED, {"release": release, "environment": environment(params["python"]), **result})
 
 
-def stage(params: Mapping[str, Any]) -> dict[str, str]:
+def stage(params: Mapping[str, Any]) -> None:
     """Put a release into its place; what was there (damaged, or parsed by another Airflow) goes away afterwards."""
     releases = Path(params["root"], "releases")
     final = releases / params["release"]
     releases.mkdir(mode=0o755, exist_ok=True)
     with staging_directory(releases, params["release"]) as directory:
-        dags = build(directory, params)
+        build(directory, params)
         with staging_directory(releases, f"{params['release']}.old") as old:
             if final.exists():
                 final.rename(old / "tree")
             directory.rename(final)
-    return dags
-
-
-def flip(root: Path, release: str) -> None:
-    """Point ``current`` to the release in one step.
-
-    :raises ReleaseError: it is not staged
-    """
-    if not (root / "releases" / release / VERIFIED).is_file():
-        raise ReleaseError(f"release {release} is not staged on this host")
-    new = root / ".current.new"
-    new.unlink(missing_ok=True)
-    new.symlink_to(Path("releases", release))
-    new.replace(root / "current")
-
-
-def superfluous(releases: Mapping[str, float], *, keep: int, protected: Iterable[str]) -> list[str]:
-    """Which releases to remove.
-
-    :param releases: id -> time of staging
-    :param keep: how many of the newest stay, the protected ones counted among them
-    """
-    safe = set(protected)
-    newest = sorted(releases, key=lambda release: (release in safe, releases[release]), reverse=True)
-    return sorted(release for release in newest[max(keep, 0) :] if release not in safe)
-
-
-def staged_releases(root: Path) -> dict[str, float]:
-    """Every release on this host with the time at which it was staged."""
-    return {
-        path.name: path.stat().st_mtime
-        for path in (root / "releases").glob("*")
-        if path.is_dir() and not path.name.startswith(".")
-    }
 
 
 def listing(directory: Path) -> str:
@@ -462,19 +361,56 @@ def listing_of(files: Files) -> str:
     return "".join(f"{path} {files[path]['mode']} {files[path]['sha256'][:12]}\n" for path in sorted(files))
 
 
+# --- what a release would change --------------------------------------------------------------------------------------
+
+
+def trigger_files(directory: Path) -> dict[str, str]:
+    """Checksums of the release's modules that triggers import: what a running triggerer has loaded."""
+    files = read_json(directory / MANIFEST).get("files", {})
+    return {path: files[path]["sha256"] for path in read_json(directory / VERIFIED).get("triggerer", [])}
+
+
+def restart_reason(root: Path, directory: Path) -> str:
+    """Why the triggerer must be restarted for a release; an empty string if it need not."""
+    settled = read_json(root / "releases" / SETTLED)
+    loaded, wanted = settled.get("triggerer"), trigger_files(directory)
+    if loaded is None:
+        return f"{TRIGGERER} restarts: it has no release yet"
+    changed = sorted(path for path in loaded.keys() | wanted.keys() if loaded.get(path) != wanted.get(path))
+    return f"{TRIGGERER} restarts: its triggers import {', '.join(changed)}" if changed else ""
+
+
+def changes(root: Path, directory: Path, release: str, *, allow_removal: bool, control_plane: bool) -> list[str]:
+    """Lines that say what the release changes on this host; none if it is live and proven.
+
+    :raises ReleaseError: it would take DAGs away
+    """
+    result = status(root, release)
+    if result["live"] == release and result["settled"]:
+        return []
+    live = result["live"] if result["live"] != release else result["former"]
+    former = root / "releases" / live if live else None
+    found = compare(former, directory)
+    files = read_json(directory / VERIFIED).get("dags", {}) | (
+        {dag: read_json(former / VERIFIED).get("dags", {})[dag] for dag in found["removed"]} if former else {}
+    )
+    if found["removed"] and not allow_removal:
+        gone = "\n".join(f"DAG {dag} of {files[dag]} would be removed" for dag in found["removed"])
+        raise ReleaseError(f"{gone}\nIf that is wanted: -e airflow_release_allow_removal=true")
+    lines = [f"{what:<8} {dag:<30} {files[dag]}" for what in ("added", "changed", "removed") for dag in found[what]]
+    lines += [f"beside   {path}" for path in found["files"]]
+    reason = restart_reason(root, directory) if control_plane else ""
+    return [f"release {release}, live is {live or 'none'}", *lines, *([reason] if reason else [])]
+
+
 # --- Ansible ----------------------------------------------------------------------------------------------------------
 
 
-def status(root: Path, release: str, files: Files) -> dict[str, Any]:
+def status(root: Path, release: str) -> dict[str, Any]:
     """What every state returns."""
-    settled = read_json(root / "releases" / SETTLED)
-    return {
-        "release": release,
-        "live": live_release(root),
-        "settled": settled.get("release") == release,
-        "plugins_changed": settled.get("plugins") != part_id(files, "plugins"),
-        "now": time.time(),
-    }
+    settled = read_json(root / "releases" / SETTLED).get("release", "")
+    former = settled if settled != release and (root / "releases" / settled / VERIFIED).is_file() else ""
+    return {"release": release, "live": live_release(root), "settled": settled == release, "former": former}
 
 
 def reach_staged(module: AnsibleModule) -> dict[str, Any]:
@@ -482,12 +418,17 @@ def reach_staged(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
     root, release, files = Path(params["root"]), params["release"], params["manifest"]["files"]
     directory = root / "releases" / release
-    result = status(root, release, files)
-    if is_complete(directory, release, params["python"] if params["parser"] else None):
-        return result | {"changed": False, "dags": read_json(directory / VERIFIED)["dags"]}
+    result = status(root, release)
+
+    def table(place: Path) -> list[str]:
+        allowed, control_plane = params["allow_removal"], params["control_plane"]
+        return changes(root, place, release, allow_removal=allowed, control_plane=control_plane)
+
+    verified_by = read_json(directory / VERIFIED).get("environment")
+    if is_intact(directory, release) and verified_by == environment(params["python"]):
+        return result | {"changed": False, "table": table(directory)}
     result |= {
         "changed": True,
-        "dags": {},
         "diff": {
             "before_header": f"release {result['live'] or '(none)'}",
             "after_header": f"release {release}",
@@ -499,74 +440,207 @@ def reach_staged(module: AnsibleModule) -> dict[str, Any]:
         return result | {"needs_archive": True}
     if module.check_mode:
         with staging_directory(Path(tempfile.gettempdir()), release) as scratch:
-            result["dags"] = build(scratch, params)
-    elif params["parser"] and not os.path.exists(params["python"]):
+            build(scratch, params)
+            return result | {"table": table(scratch)}
+    if not os.path.exists(params["python"]):
         raise ReleaseError(f"{params['python']} does not exist; install Airflow first")
-    else:
-        result["dags"] = stage(params)
-    return result
+    stage(params)
+    return result | {"table": table(directory)}
+
+
+def reach_chosen(module: AnsibleModule) -> dict[str, Any]:
+    """C(state=chosen)."""
+    params = module.params
+    root, live = Path(params["root"]), live_release(Path(params["root"]))
+    release = params["release"] or previous_release(read_log(Path(params["log"])), live)
+    directory = root / "releases" / release
+    manifest, verified = read_json(directory / MANIFEST), read_json(directory / VERIFIED)
+    if not release or not verified:
+        wanted = (
+            f"release {release} is not on this host" if release else "the log knows of no release before the live one"
+        )
+        raise ReleaseError("\n".join([f"{wanted}. There are:", *known_releases(root, live)]))
+    again = f"make deploy REF={manifest.get('revision') or '<its revision>'}"
+    if manifest.get("dirty"):
+        again += " (it was released with changes that were not committed)"
+    if verified.get("environment") != environment(params["python"]):
+        raise ReleaseError(
+            f"release {release} was verified with {verified.get('environment')}, Airflow now runs from"
+            f" {environment(params['python'])}. To have it verified with that and released: {again}"
+        )
+    if not is_intact(directory, release):
+        raise ReleaseError(
+            f"release {release} has been changed on this host. To have it replaced and released: {again}"
+        )
+    table = changes(root, directory, release, allow_removal=True, control_plane=params["control_plane"])
+    facts = {name: manifest.get(name) for name in ("revision", "dirty")}
+    return status(root, release) | {"changed": False, "table": table, "facts": facts}
+
+
+def known_releases(root: Path, live: str) -> list[str]:
+    """A line for each release of the host, the newest first."""
+    lines = []
+    for name, staged in sorted(staged_releases(root).items(), key=lambda item: -item[1]):
+        manifest = read_json(root / "releases" / name / MANIFEST)
+        revision = (manifest.get("revision") or "no revision")[:12] + (" with changes" if manifest.get("dirty") else "")
+        date = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(staged))
+        lines.append(f"{name}  {date} UTC  {revision}{'  live' if name == live else ''}")
+    return lines
 
 
 def reach_live(module: AnsibleModule) -> dict[str, Any]:
     """C(state=live)."""
     root, release = Path(module.params["root"]), module.params["release"]
-    files = read_json(root / "releases" / release / MANIFEST).get("files", {})
-    result = status(root, release, files)
+    result = status(root, release)
     changed = result["live"] != release
-    if changed and not module.check_mode:
-        flip(root, release)
     before, after = (f"current -> releases/{name}\n" if name else "" for name in (result["live"], release))
-    return result | {"changed": changed, "diff": {"before": before, "after": after}}
+    result |= {"changed": changed, "diff": {"before": before, "after": after}}
+    if module.check_mode:
+        return result
+    if not (root / "releases" / release / VERIFIED).is_file():
+        raise ReleaseError(f"release {release} is not staged on this host")
+    if module.params["announce"] is None:
+        flip(root, release)
+        return result
+    return result | take_over(root, release, module.params["announce"])
+
+
+def take_over(root: Path, release: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Move the link and have Airflow schedule and serve the release.
+
+    :raises ReleaseError: it does not in time; what is missing
+    """
+    directory = root / "releases" / release
+    dags = read_json(directory / VERIFIED)["dags"]
+    database = Database(Path(settings["credential"]).read_text().strip(), settings["bundle"])
+    served = Served(settings["api"], settings["bundle"]) if settings["api"] else None
+    reason = restart_reason(root, directory)
+    restarted_at = 0.0
+
+    def restart() -> None:
+        nonlocal restarted_at
+        if reason and not restarted_at:
+            restarted_at = time.time()
+            # Not awaited here: there are other things to wait for meanwhile.
+            subprocess.run(["systemctl", "restart", "--no-block", f"{TRIGGERER}.service"], check=True)
+
+    def unready() -> str:
+        restart()
+        triggerers = database.jobs("TriggererJob") if reason else []
+        if reason and not any(host == settings["host"] and start > restarted_at for host, start in triggerers):
+            return f"the restarted triggerer has not reported: journalctl -u {TRIGGERER}"
+        return served.pending(release, dags) if served else ""
+
+    database.jobs("DagProcessorJob")  # connects before the flip
+    flipped_at = time.time()
+    flip(root, release)
+    outcome = announce(
+        database,
+        release=release,
+        dags=dags,
+        releases=root / "releases",
+        timeout=settings["timeout"],
+        requested=restart,
+        unready=unready,
+    )
+    if outcome.problem:
+        raise ReleaseError(f"Airflow does not schedule all of it after {settings['timeout']} s:\n{outcome.problem}")
+    seconds = round(time.time() - flipped_at, 1)
+    return {"in_use": database.in_use(), "flipped_at": flipped_at, "seconds": seconds, "restart": reason}
 
 
 def reach_settled(module: AnsibleModule) -> dict[str, Any]:
     """C(state=settled)."""
     params = module.params
-    root, release = Path(params["root"]), params["release"]
-    files = read_json(root / "releases" / release / MANIFEST).get("files", {})
-    result = status(root, release, files)
+    root, release, log = Path(params["root"]), params["release"], Path(params["log"])
+    result = status(root, release)
     removed: list[str] = []
     if params["in_use"] is not None:
         removed = superfluous(
-            staged_releases(root), keep=params["keep"], protected={release, result["live"], *params["in_use"]}
+            staged_releases(root),
+            keep=params["keep"],
+            protected={release, result["live"], *params["in_use"]},
+            lived=[record["release"] for record in read_log(log) if record.get("result") == "live"],
         )
-    changed = bool(removed) or not result["settled"] or result["plugins_changed"]
+    settled = {"release": release, "triggerer": trigger_files(root / "releases" / release)}
+    changed = bool(removed) or settled != read_json(root / "releases" / SETTLED)
     if changed and not module.check_mode:
         for name in removed:
             shutil.rmtree(root / "releases" / name)
-        write_json(root / "releases" / SETTLED, {"release": release, "plugins": part_id(files, "plugins")})
+        write_json(root / "releases" / SETTLED, settled)
+        if params["record"]:
+            write_log(log, params["record"])
     return result | {"changed": changed, "removed": removed}
+
+
+def reach_logged(module: AnsibleModule) -> dict[str, Any]:
+    """C(state=logged)."""
+    if not module.check_mode:
+        write_log(Path(module.params["log"]), module.params["record"])
+    return {"changed": False}
+
+
+API = {
+    "url": {"type": "str", "required": True},
+    "user": {"type": "str", "required": True},
+    "password": {"type": "str", "required": True, "no_log": True},
+    "ca_file": {"type": "path"},
+}
+ANNOUNCE = {
+    "host": {"type": "str", "required": True},
+    "api": {"type": "dict", "options": API},
+    "bundle": {"type": "str", "default": "releases"},
+    "credential": {"type": "path", "default": "/etc/airflow/credentials/sql_alchemy_conn"},
+    "timeout": {"type": "int", "default": 120},
+}
+ARGUMENTS = {
+    "state": {"choices": ["staged", "chosen", "live", "settled", "logged"], "required": True},
+    "root": {"type": "path", "default": "/opt/airflow"},
+    "source": {"type": "path"},
+    "ref": {"type": "str"},
+    "lock": {"type": "int"},
+    "release": {"type": "str"},
+    "manifest": {"type": "dict"},
+    "archive": {"type": "path"},
+    "parser": {"type": "str"},
+    "python": {"type": "path", "default": "/opt/airflow/venv/bin/python"},
+    "user": {"type": "str"},
+    "configuration": {"type": "path", "default": "/etc/airflow/airflow.cfg"},
+    "control_plane": {"type": "bool", "default": True},
+    "allow_removal": {"type": "bool", "default": False},
+    "announce": {"type": "dict", "options": ANNOUNCE},
+    "keep": {"type": "int", "default": 5},
+    "in_use": {"type": "list", "elements": "str"},
+    "record": {"type": "dict"},
+    "log": {"type": "path", "default": "/var/lib/airflow_release/log.jsonl"},
+}
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
-        argument_spec={
-            "state": {"choices": ["staged", "live", "settled"], "required": True},
-            "root": {"type": "path", "default": "/opt/airflow"},
-            "source": {"type": "path"},
-            "release": {"type": "str"},
-            "manifest": {"type": "dict"},
-            "archive": {"type": "path"},
-            "parser": {"type": "str"},
-            "python": {"type": "path", "default": "/opt/airflow/venv/bin/python"},
-            "user": {"type": "str"},
-            "configuration": {"type": "path", "default": "/etc/airflow/airflow.cfg"},
-            "keep": {"type": "int", "default": 5},
-            "in_use": {"type": "list", "elements": "str"},
-        },
+        argument_spec=ARGUMENTS,
         required_if=[
-            ("state", "staged", ["release", "manifest"]),
+            ("state", "staged", ["release", "manifest", "parser"]),
             ("state", "live", ["release"]),
             ("state", "settled", ["release"]),
+            ("state", "logged", ["record"]),
         ],
         supports_check_mode=True,
     )
-    reach = {"staged": reach_staged, "live": reach_live, "settled": reach_settled}[module.params["state"]]
+    reach = {
+        "staged": reach_staged,
+        "chosen": reach_chosen,
+        "live": reach_live,
+        "settled": reach_settled,
+        "logged": reach_logged,
+    }[module.params["state"]]
     try:
         module.exit_json(**reach(module))
     except ReleaseError as error:
-        module.fail_json(msg=f"Release {module.params['release']} is refused, nothing has changed.\n{error}")
+        release = module.params["release"] or ""
+        facts = status(Path(module.params["root"]), release)
+        module.fail_json(msg=f"Release {release} is refused.\n{error}" if release else f"Refused: {error}", **facts)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-from release_host import host, module  # noqa: F401
+from release_host import host, store  # noqa: F401

@@ -13,12 +13,15 @@ from typing import Any
 
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-home-"))  # before anything imports airflow
 
+import ansible.module_utils
 import pytest
 
 from tests.unit.host.run_module import run_module
 
 REPOSITORY = Path(__file__).parents[3]
 ROLE = REPOSITORY / "roles/airflow_release"
+# Where Ansible puts a role's own module_utils, when it runs the role's modules.
+ansible.module_utils.__path__.append(str(ROLE / "module_utils"))
 
 
 def load(path: str) -> ModuleType:
@@ -34,11 +37,11 @@ def load(path: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def module() -> ModuleType:
-    return load("library/airflow_release.py")
+def store() -> ModuleType:
+    return load("module_utils/airflow_releases.py")
 
 
-GOOD = 'print(\'{"dags": {"one": "dags/one.py"}, "errors": []}\')'
+GOOD = 'print(\'{"dags": {"one": "dags/one.py"}, "stored": {}, "triggerer": ["plugins/__init__.py"], "errors": []}\')'
 """A parser that finds one DAG without asking Airflow."""
 
 SOURCE = {
@@ -61,23 +64,29 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 
 @pytest.fixture
-def host(tmp_path: Path, module: ModuleType) -> Callable[..., dict[str, Any]]:
+def host(tmp_path: Path, store: ModuleType) -> Callable[..., dict[str, Any]]:
     """A host in a folder: ``host("staged", files)``, ``host("live", id)``, ``host("settled", id)`` run the module."""
     root = tmp_path / "opt"
     root.mkdir(exist_ok=True)
 
     def run(state: str, what: Any, *, check: bool = False, send: bool = True, **parameters: Any) -> dict[str, Any]:
-        arguments = {"state": state, "root": str(root), "python": sys.executable, "parser": GOOD} | parameters
+        arguments = {
+            "state": state,
+            "root": str(root),
+            "python": sys.executable,
+            "parser": GOOD,
+            "log": str(tmp_path / "state/log.jsonl"),
+        } | parameters
         if state == "staged":
             source = write(tmp_path / f"source-{len(list(tmp_path.iterdir()))}", what)
-            files = module.read_tree(source)
+            files = store.read_tree(source)
             archive = tmp_path / "release.tar.gz"
             buffer = io.BytesIO()
             with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
                 for name in files:
                     tar.add(source / name, arcname=name)
             archive.write_bytes(buffer.getvalue())
-            identifier = module.release_id(files)
+            identifier = store.release_id(files)
             arguments = {"release": identifier, "manifest": {"id": identifier, "files": files}} | arguments
             arguments |= {"archive": str(archive)} if send else {}
         else:
@@ -85,5 +94,5 @@ def host(tmp_path: Path, module: ModuleType) -> Callable[..., dict[str, Any]]:
         arguments = {name: value for name, value in arguments.items() if value is not None}
         return run_module("airflow_release/library/airflow_release.py", arguments, check=check)
 
-    run.root = root
+    run.root, run.log = root, tmp_path / "state/log.jsonl"
     return run

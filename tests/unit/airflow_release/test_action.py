@@ -53,7 +53,6 @@ def play(tmp_path: Path):
         "airflow_release_source": str(source),
         "airflow_release_python": sys.executable,
         "airflow_release_control_plane": False,
-        "airflow_release_parse": True,
         "airflow_release_parse_user": "root",
         "ansible_python_interpreter": sys.executable,
     }

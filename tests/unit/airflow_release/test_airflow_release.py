@@ -18,55 +18,58 @@ def tree(root: Path) -> set[str]:
 # --- what a release is ------------------------------------------------------------------------------------------------
 
 
-def test_the_id_is_the_content(module, tmp_path):
-    first = module.read_tree(write(tmp_path / "a", SOURCE))
+def test_the_id_is_the_content(store, tmp_path):
+    first = store.read_tree(write(tmp_path / "a", SOURCE))
     os.utime(write(tmp_path / "b", dict(reversed(SOURCE.items()))) / "dags/one.py", (1, 1))
     (tmp_path / "b/dags/one.py").chmod(0o600)
-    assert module.release_id(module.read_tree(tmp_path / "b")) == module.release_id(first)
-    ids = {module.release_id(first)}
+    assert store.release_id(store.read_tree(tmp_path / "b")) == store.release_id(first)
+    ids = {store.release_id(first)}
     for name, text in (
         ("dags/one.py", "ONE = 2\n"),
         ("dags/two.py", "ONE = 1\n"),
         ("scripts/pause.sh", "#!/bin/sh\nx\n"),
     ):
-        ids.add(module.release_id(module.read_tree(write(tmp_path / f"c{len(ids)}", SOURCE | {name: text}))))
+        ids.add(store.release_id(store.read_tree(write(tmp_path / f"c{len(ids)}", SOURCE | {name: text}))))
     (tmp_path / "a/dags/one.py").chmod(0o755)
-    ids.add(module.release_id(module.read_tree(tmp_path / "a")))
+    ids.add(store.release_id(store.read_tree(tmp_path / "a")))
     assert len(ids) == 5
 
 
-def test_a_moved_file_is_another_release(module):
+def test_a_moved_file_is_another_release(store):
     entry = {"mode": "0644", "sha256": "0" * 64}
-    assert module.release_id({"a": entry, "b/c": entry}) != module.release_id({"a/b": entry, "c": entry})
+    assert store.release_id({"a": entry, "b/c": entry}) != store.release_id({"a/b": entry, "c": entry})
 
 
-def test_caches_backups_and_hidden_files_stay_behind(module, tmp_path):
+def test_caches_backups_and_hidden_files_stay_behind(store, tmp_path):
     extra = {"dags/__pycache__/one.cpython-313.pyc": "", "dags/one.py~": "", "dags/.one.py.swp": "", ".git/HEAD": ""}
-    assert set(module.read_tree(write(tmp_path, SOURCE | extra))) == set(SOURCE)
+    assert set(store.read_tree(write(tmp_path, SOURCE | extra))) == set(SOURCE)
 
 
-def test_only_the_named_parts_are_read(module, tmp_path):
+def test_only_the_named_parts_are_read(store, tmp_path):
     write(tmp_path, SOURCE | {"README.md": "x", "roles/x/tasks/main.yml": "x"})
-    assert set(module.read_tree(tmp_path, ("dags", "scripts", "missing"))) == {"dags/one.py", "scripts/pause.sh"}
+    assert set(store.read_tree(tmp_path, ("dags", "scripts", "missing"))) == {"dags/one.py", "scripts/pause.sh"}
 
 
-def test_a_link_is_refused_by_name(module, tmp_path):
+def test_a_link_is_refused_by_name(store, tmp_path):
     write(tmp_path, SOURCE)
     (tmp_path / "dags/two.py").symlink_to("/etc/passwd")
-    with pytest.raises(module.ReleaseError, match=r"dags/two\.py: a release holds plain files"):
-        module.read_tree(tmp_path)
+    with pytest.raises(store.ReleaseError, match=r"dags/two\.py: a release holds plain files"):
+        store.read_tree(tmp_path)
 
 
 # --- staged -----------------------------------------------------------------------------------------------------------
 
 
-def test_staging_puts_exactly_the_release_there(host, module):
+def test_staging_puts_exactly_the_release_there(host, store):
     result = host("staged", SOURCE)
-    assert (result["changed"], result["dags"], result["live"]) == (True, {"one": "dags/one.py"}, "")
+    assert (result["changed"], result["live"]) == (True, "")
+    assert json.loads((host.root / "releases" / result["release"] / "verified.json").read_text())["dags"] == {
+        "one": "dags/one.py"
+    }
     directory = host.root / "releases" / result["release"]
     sources = {name for name in tree(directory) if "__pycache__" not in name}
     assert sources == set(SOURCE) | {"manifest.json", "verified.json"}
-    assert module.release_id(module.content_of(directory)) == result["release"]
+    assert store.release_id(store.content_of(directory)) == result["release"]
     assert json.loads((directory / "manifest.json").read_text())["id"] == result["release"]
     assert (directory / "scripts/pause.sh").stat().st_mode & 0o777 == 0o755
     assert (directory / "dags").stat().st_mode & 0o777 == 0o755
@@ -84,7 +87,7 @@ def test_again_changes_nothing_and_needs_no_archive(host):
     host("staged", SOURCE)
     before = {path: path.stat().st_mtime_ns for path in host.root.rglob("*")}
     result = host("staged", SOURCE, send=False)
-    assert (result["changed"], result["dags"]) == (False, {"one": "dags/one.py"})
+    assert result["changed"] is False
     assert {path: path.stat().st_mtime_ns for path in host.root.rglob("*")} == before
 
 
@@ -95,7 +98,7 @@ def test_a_missing_release_asks_for_its_archive(host):
 
 
 @pytest.mark.parametrize("damage", ["edited", "added", "removed", "mode", "half"])
-def test_a_directory_that_is_not_the_release_is_replaced(host, module, damage):
+def test_a_directory_that_is_not_the_release_is_replaced(host, store, damage):
     directory = host.root / "releases" / host("staged", SOURCE)["release"]
     match damage:
         case "edited":
@@ -109,16 +112,8 @@ def test_a_directory_that_is_not_the_release_is_replaced(host, module, damage):
         case "half":
             (directory / "verified.json").unlink()
     assert host("staged", SOURCE)["changed"] is True
-    assert module.release_id(module.content_of(directory)) == directory.name
+    assert store.release_id(store.content_of(directory)) == directory.name
     assert host("staged", SOURCE, send=False)["changed"] is False
-
-
-def test_without_parser_it_compiles_only(host):
-    result = host("staged", SOURCE, parser=None, python="/nowhere/bin/python")
-    assert (result["changed"], result["dags"]) == (True, {})
-    assert host("staged", SOURCE, parser=None, python="/nowhere/bin/python", send=False)["changed"] is False
-    assert "dags/one.py:1: SyntaxError" in host("staged", SOURCE | {"dags/one.py": "def f(:\n"}, parser=None)["msg"]
-    assert host("staged", SOURCE)["dags"] == {"one": "dags/one.py"}  # not parsed here so far
 
 
 def test_another_airflow_parses_again(host, tmp_path):
@@ -156,7 +151,7 @@ def test_every_error_of_every_file_is_named_and_nothing_changes(host, check):
     result = host("staged", broken, check=check, parser=f"print({json.dumps(json.dumps(found))})")
     assert result["failed"] is True
     lines = result["msg"].splitlines()
-    assert lines[0].endswith("is refused, nothing has changed.")
+    assert lines[0].endswith("is refused.")
     assert [line.split(": ")[0] for line in lines[1:]] == ["plugins/x.py:1", "scripts/y.py:3", "dags/one.py:7"]
     assert tree(host.root) == before
     assert os.readlink(host.root / "current") == f"releases/{live}"
@@ -170,21 +165,21 @@ def test_a_parser_that_dies_is_a_refusal_with_its_last_words(host):
 
 def test_a_release_without_dags_is_refused(host):
     result = host("staged", SOURCE, parser='print(\'{"dags": {}, "errors": []}\')')
-    assert "dags/ defines no DAG" in result["msg"]
+    assert "dags/: no DAG; such a release would take every DAG away" in result["msg"]
 
 
-def test_damage_on_the_way_is_noticed(host, module, tmp_path):
-    files = module.read_tree(write(tmp_path / "other", SOURCE))
+def test_damage_on_the_way_is_noticed(host, store, tmp_path):
+    files = store.read_tree(write(tmp_path / "other", SOURCE))
     lie = files | {"dags/one.py": {"mode": "0644", "sha256": "0" * 64}}
-    result = host("staged", SOURCE, release=module.release_id(lie), manifest={"files": lie})
+    result = host("staged", SOURCE, release=store.release_id(lie), manifest={"files": lie})
     assert "dags/one.py: arrived damaged" in result["msg"]
     result = host("staged", SOURCE, release="000000000000", manifest={"files": files})
     assert "the manifest describes release" in result["msg"]
 
 
-def test_a_manifest_cannot_write_outside(host, module):
+def test_a_manifest_cannot_write_outside(host, store):
     files = {"../../evil": {"mode": "0644", "sha256": "0" * 64}}
-    result = host("staged", SOURCE, release=module.release_id(files), manifest={"files": files})
+    result = host("staged", SOURCE, release=store.release_id(files), manifest={"files": files})
     assert "../../evil: outside of the release" in result["msg"]
 
 
@@ -226,15 +221,30 @@ def test_what_is_not_staged_cannot_go_live(host):
     assert os.readlink(host.root / "current") == f"releases/{one}"
 
 
-def test_settling_is_remembered_per_release_and_per_plugins(host):
+def test_settling_is_remembered_and_logged_once(host):
     one = host("staged", SOURCE)
-    assert (one["settled"], one["plugins_changed"]) == (False, True)
-    assert host("settled", one["release"])["changed"] is True
-    assert host("settled", one["release"])["changed"] is False
+    assert (one["settled"], one["former"]) == (False, "")
+    record = {"action": "deploy", "release": one["release"], "result": "live"}
+    assert host("settled", one["release"], record=record)["changed"] is True
+    assert host("settled", one["release"], record=record)["changed"] is False
+    (logged,) = [json.loads(line) for line in host.log.read_text().splitlines()]
+    assert logged.items() >= record.items()
     two = host("staged", CHANGED)
-    assert (two["settled"], two["plugins_changed"]) == (False, False)
-    three = host("staged", SOURCE | {"plugins/operators/__init__.py": "VALUE = 2\n"})
-    assert three["plugins_changed"] is True
+    assert (two["settled"], two["former"]) == (False, one["release"])
+
+
+def test_the_triggerer_restarts_for_what_triggers_import_alone(host):
+    one = host("staged", SOURCE)
+    assert one["table"][-1] == "airflow-triggerer restarts: it has no release yet"
+    host("live", one["release"])
+    host("settled", one["release"])
+    assert not any("restart" in line for line in host("staged", CHANGED)["table"])
+    two = host("staged", SOURCE | {"plugins/__init__.py": "X = 1\n"})
+    assert two["table"][-1] == "airflow-triggerer restarts: its triggers import plugins/__init__.py"
+    assert not any(
+        "restart" in line
+        for line in host("staged", SOURCE | {"plugins/__init__.py": "X = 1\n"}, control_plane=False)["table"]
+    )
 
 
 def test_old_releases_go_and_those_in_use_stay(host):
@@ -262,6 +272,6 @@ def test_old_releases_go_and_those_in_use_stay(host):
         (3, {"a", "gone"}, ["b"]),
     ],
 )
-def test_what_is_superfluous(module, keep, protected, removed):
+def test_what_is_superfluous(store, keep, protected, removed):
     releases = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
-    assert module.superfluous(releases, keep=keep, protected=protected) == removed
+    assert store.superfluous(releases, keep=keep, protected=protected) == removed

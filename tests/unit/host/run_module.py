@@ -14,8 +14,8 @@ def run_module(module: str, parameters: dict[str, Any], *, check: bool = False) 
     code = (
         "import json, runpy, sys\n"
         "import ansible.module_utils\n"
-        # A role's own module_utils: on a real run Ansible ships them with the module.
-        f"ansible.module_utils.__path__.append({str(ROLES / Path(module).parts[0] / 'module_utils')!r})\n"
+        # The roles' own module_utils: on a real run Ansible ships them with the module.
+        f"ansible.module_utils.__path__ += {[str(path) for path in ROLES.glob('*/module_utils')]!r}\n"
         "from ansible.module_utils.testing import patch_module_args\n"
         "with patch_module_args(json.loads(sys.stdin.read())):\n"
         f"    runpy.run_path({str(ROLES / module)!r}, run_name='__main__')\n"

@@ -1,87 +1,26 @@
-#!/usr/bin/python
-"""Ansible module: have a release parsed now, and wait until Airflow schedules from it."""
+"""Have the live release parsed now, and wait until Airflow schedules and serves it.
+
+Files a priority parsing request for every DAG file that the metadata database does not show yet. The DAG processor
+takes requests up in its next loop (1 s), refreshes the bundle for them and thereby sees new and removed files too; its
+own timers would take 30 s for a flip to an older release and up to 5 minutes for a new file.
+
+Speaks SQL to the metadata database and imports nothing of Airflow, which would cost 3 s. The tables are those of
+Airflow 3.3 (``airflow/models/{dag,dag_version,dagbag,errors,dagrun}.py``, ``airflow/jobs/job.py``).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.airflow_api import Api, ApiFailed
 
 if TYPE_CHECKING:
     import sqlalchemy
-
-DOCUMENTATION = r"""
-module: airflow_release_announce
-short_description: Have the live release parsed now and wait until Airflow schedules from it
-description:
-  - Files a priority parsing request for every DAG file of the release that the metadata database does not show yet. The
-    DAG processor takes requests up in its next loop (1 s), refreshes the bundle for them and thereby sees new and
-    removed files too; its own timers would take 30 s for a flip to an older release and up to 5 minutes for a new file.
-  - Waits until every DAG of the release is current with this release's version and file, nothing else of the bundle is,
-    and no file of it has an import error.
-  - Speaks SQL to the metadata database and imports nothing of Airflow, which would cost 3 s. The tables are those of
-    Airflow 3.3 (C(airflow/models/{dag,dag_version,dagbag,errors,dagrun}.py), C(airflow/jobs/job.py)).
-  - Run it with the interpreter of the Airflow venv.
-attributes:
-  check_mode: {support: full, details: Reports whether Airflow already schedules from the release.}
-options:
-  release:
-    description: Id of the live release.
-    type: str
-    required: true
-  dags:
-    description: File of each DAG of the release, by dag_id.
-    type: dict
-    required: true
-  root:
-    description: Directory of C(releases/).
-    type: path
-    default: /opt/airflow
-  bundle:
-    description: Name of the DAG bundle.
-    type: str
-    default: releases
-  credential:
-    description: File with the SQLAlchemy URL of the metadata database.
-    type: path
-    default: /etc/airflow/credentials/sql_alchemy_conn
-  triggerer:
-    description: Wait also for a triggerer of this hostname that started after O(triggerer_after).
-    type: str
-  triggerer_after:
-    description: Seconds since the epoch.
-    type: float
-    default: 0
-  timeout:
-    description: Seconds to wait.
-    type: int
-    default: 120
-"""
-
-EXAMPLES = r"""
-- name: Have Airflow schedule from the release
-  airflow_release_announce:
-    release: 0a1b2c3d4e5f
-    dags: {user_transformation: dags/01_user_transformation.py}
-  vars:
-    ansible_python_interpreter: /opt/airflow/venv/bin/python
-"""
-
-RETURN = r"""
-seconds:
-  description: How long it took.
-  type: float
-  returned: always
-in_use:
-  description: Releases that unfinished DAG runs are pinned to.
-  type: list
-  returned: always
-"""
 
 REPEAT = 5.0
 """Seconds after which a request is repeated: a file that is being parsed when its request arrives is dropped from the
@@ -219,7 +158,8 @@ def announce(
     dags: Mapping[str, str],
     releases: Path,
     timeout: float,
-    ready: Callable[[], bool] = lambda: True,
+    requested: Callable[[], None] = lambda: None,
+    unready: Callable[[], str] = lambda: "",
     repeat: float = REPEAT,
     settle: float = SETTLE,
     clock: Callable[[], float] = time.monotonic,
@@ -227,79 +167,70 @@ def announce(
 ) -> Outcome:
     """Request and wait.
 
-    :param ready: a further condition, such as a restarted triggerer
+    :param requested: called once, after the first request
+    :param unready: what else is still missing, such as a restarted triggerer; asked once the database is as wanted
     """
     started = clock()
-    requested = good_since = None
+    asked = good_since = None
     waited = False
     while True:
         view = database.view()
         missing = pending(view, release=release, dags=dags, releases=releases)
-        now = clock()
-        if not missing and not view.errors and ready():
-            good_since = now if good_since is None else good_since
-            if not waited or now - good_since >= (settle if len(database.jobs("DagProcessorJob")) > 1 else 0):
+        reason = "" if missing or view.errors else unready()
+        at = clock()
+        if not missing and not view.errors and not reason:
+            good_since = at if good_since is None else good_since
+            if not waited or at - good_since >= (settle if len(database.jobs("DagProcessorJob")) > 1 else 0):
                 return Outcome("", waited)
         else:
             good_since = None
             waited = True
-            if now - started >= timeout:
-                return Outcome(explain(missing, view, bool(database.jobs("DagProcessorJob")), ready()), waited)
-            if requested is None or now - requested >= repeat:
+            if at - started >= timeout:
+                return Outcome(explain(missing, view, bool(database.jobs("DagProcessorJob")), reason), waited)
+            if (missing or view.errors) and (asked is None or at - asked >= repeat):
                 files = {dags[dag_id] for dag_id in missing if dag_id in dags} | {file for file, _ in view.errors}
                 known = set(dags.values())
                 database.request(sorted(files & known) or sorted(known)[:1])
-                requested = now
+                if asked is None:
+                    requested()
+                asked = at
         sleep(0.25)
 
 
-def explain(missing: Mapping[str, str], view: View, processor: bool, ready: bool) -> str:
+def explain(missing: Mapping[str, str], view: View, processor: bool, reason: str) -> str:
     """Say what did not come about."""
     lines = [f"DAG {dag_id}: {what}" for dag_id, what in sorted(missing.items())]
     lines += [f"import error in {file}: {what}" for file, what in view.errors]
-    if not ready:
-        lines.append("the restarted triggerer has not reported: journalctl -u airflow-triggerer")
+    lines += [reason] if reason else []
     if not processor:
         lines.append("no DAG processor is alive: journalctl -u airflow-dag-processor")
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run the module."""
-    module = AnsibleModule(
-        argument_spec={
-            "release": {"type": "str", "required": True},
-            "dags": {"type": "dict", "required": True},
-            "root": {"type": "path", "default": "/opt/airflow"},
-            "bundle": {"type": "str", "default": "releases"},
-            "credential": {"type": "path", "default": "/etc/airflow/credentials/sql_alchemy_conn"},
-            "triggerer": {"type": "str"},
-            "triggerer_after": {"type": "float", "default": 0.0},
-            "timeout": {"type": "int", "default": 120},
-        },
-        supports_check_mode=True,
-    )
-    params = module.params
-    started = time.monotonic()
-    database = Database(Path(params["credential"]).read_text().strip(), params["bundle"])
-    wanted = {"release": params["release"], "dags": params["dags"], "releases": Path(params["root"], "releases")}
-    if module.check_mode:
-        view = database.view()
-        changed = bool(pending(view, **wanted) or view.errors)
-        module.exit_json(changed=changed, in_use=database.in_use(), seconds=time.monotonic() - started)
+class Served:
+    """What the public API says of the bundle."""
 
-    def triggerer_ready() -> bool:
-        host, after = params["triggerer"], params["triggerer_after"]
-        return host is None or any(name == host and start > after for name, start in database.jobs("TriggererJob"))
+    def __init__(self, settings: Mapping[str, Any], bundle: str) -> None:
+        self._api = Api(settings["url"], ca_file=settings["ca_file"])
+        self._login = settings["user"], settings["password"]
+        self._bundle = bundle
+        self._token = False
 
-    outcome = announce(database, timeout=params["timeout"], ready=triggerer_ready, **wanted)
-    if outcome.problem:
-        module.fail_json(
-            msg=f"Release {params['release']} is on disk and live, but Airflow does not schedule all of it after"
-            f" {params['timeout']} s:\n{outcome.problem}"
-        )
-    module.exit_json(changed=outcome.waited, in_use=database.in_use(), seconds=round(time.monotonic() - started, 1))
-
-
-if __name__ == "__main__":
-    main()
+    def pending(self, release: str, dags: Iterable[str]) -> str:
+        """Say what the API does not serve as the release wants it; empty if all is well."""
+        try:
+            if not self._token:
+                self._api.login(*self._login)
+                self._token = True
+            served = {dag["dag_id"]: dag.get("bundle_version") for dag in self._api.every("/dags", "dags")}
+            errors = [
+                error["filename"]
+                for error in self._api.every("/importErrors", "import_errors")
+                if error["bundle_name"] == self._bundle
+            ]
+        except ApiFailed as failure:
+            return f"API: {failure}"
+        lines = [
+            f"API: DAG {dag} is of release {served.get(dag)}" for dag in sorted(dags) if served.get(dag) != release
+        ]
+        return "\n".join(lines + [f"API: import error in {file}" for file in errors])
