@@ -10,7 +10,7 @@ PLAYBOOK := ansible-playbook -i inventories/$(ENV) $(ARGS)
 # Verbs that make or remove hosts touch this machine only, whatever ENV says.
 LOCAL := ansible-playbook -i inventories/local $(ARGS)
 
-.PHONY: help bootstrap up down purge site deploy rollback smoke load-test status operators preflight test lint unit dag-test scenario lock
+.PHONY: help bootstrap up down purge site deploy rollback smoke load-test status backup restore operators preflight test lint unit dag-test scenario lock
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,12 @@ load-test: bootstrap ## Measure what runs cost, into docs/baselines.md (about 10
 
 status: bootstrap ## Show what runs where
 	@$(PLAYBOOK) playbooks/status.yml
+
+backup: bootstrap ## Back the databases up now, beside the nightly backups
+	@$(PLAYBOOK) playbooks/backup.yml
+
+restore: bootstrap ## Put the databases back and prove it: make restore [TARGET_TIME=2026-01-31T13:45:00Z]
+	@$(PLAYBOOK) $(if $(TARGET_TIME),-e restore_target_time=$(TARGET_TIME)) playbooks/restore.yml
 
 operators: bootstrap ## List the operators and their parameters, from their code
 	@python -m plugins.operators $(ARGS)

@@ -18,6 +18,11 @@ options:
   network_prefix: {description: First three bytes of the /24 network., required: true}
   hosts: {description: Name and address of each host., type: list, elements: dict, default: []}
   state_directory: {description: Where the key and the settings are kept., type: path, required: true}
+  volumes:
+    description: Folders of I(state_directory) that are mounted into a host, C({host - {folder - path in the host}}).
+    type: dict
+    default: {}
+  keep: {description: With state absent - keep I(state_directory) and what is in it., type: bool, default: false}
   minimum_memory_mb: {description: Floor of available memory in MiB., type: int, required: true}
   minimum_disk_mb: {description: Floor of free disk in MiB., type: int, required: true}
 """
@@ -263,6 +268,15 @@ class Hosts:
             subnet = f"{self.p['network_prefix']}.0/24"
             self.run("podman", "network", "create", "--label", self.label, "--subnet", subnet, name)
 
+    def volumes(self, host: str) -> list[str]:
+        """Make the folders that a host gets from this machine; return podman's options for them."""
+        options = []
+        for folder, path in self.p["volumes"].get(host, {}).items():
+            source = self.directory / folder
+            source.mkdir(exist_ok=True, mode=0o700)
+            options += ["--volume", f"{source}:{path}"]
+        return options
+
     def start(self, host: dict[str, str], name: str, image: str) -> None:
         """Run one container and give it our SSH key."""
         # fmt: off
@@ -270,7 +284,7 @@ class Hosts:
             "podman", "run", "--detach", "--name", name, "--hostname", host["name"], "--label", self.label,
             "--network", f"{self.network_name}:ip={host['address']}", "--no-hosts", "--systemd=always",
             "--shm-size=256m", "--cap-add", CAPABILITIES, "--volume", f"{CACHE}:/var/cache/uv",
-            image, "/sbin/init",
+            *self.volumes(host["name"]), image, "/sbin/init",
         )
         # fmt: on
         # What cloud-init does at the first boot of a virtual machine: its own name, and who may log in.
@@ -364,7 +378,7 @@ class Hosts:
             images = self.run("podman", "image", "ls", "--quiet", IMAGE).split()
             if images and self.do("remove the image"):
                 self.run("podman", "image", "rm", *set(images))
-        if self.directory.exists() and self.do(f"remove {self.directory}"):
+        if not self.p["keep"] and self.directory.exists() and self.do(f"remove {self.directory}"):
             shutil.rmtree(self.directory)
 
 
@@ -385,6 +399,8 @@ def main() -> None:
                 "options": {"name": {"required": True}, "address": {"required": True}},
             },
             "state_directory": {"type": "path", "required": True},
+            "volumes": {"type": "dict", "default": {}},
+            "keep": {"type": "bool", "default": False},
             "minimum_memory_mb": {"type": "int", "required": True},
             "minimum_disk_mb": {"type": "int", "required": True},
         },
