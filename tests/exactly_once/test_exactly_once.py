@@ -7,9 +7,9 @@ PostgreSQL. ``EXACTLY_ONCE_EXAMPLES=2000 EXACTLY_ONCE_SEED=5`` tries more of the
 from __future__ import annotations
 
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -126,12 +126,11 @@ def play(world: World, sequence: list[Step]) -> None:
     world.reset()
     for step in sequence:
         arguments = {"defer_after": step.defer_after, "batch_size": step.batch_size}
-        others = [threading.Thread(target=world.attempt, args=(run,), kwargs=arguments) for run in step.runs[1:]]
+        with ThreadPoolExecutor() as side:
+            others = [side.submit(world.attempt, run, **arguments) for run in step.runs[1:]]
+            world.attempt(step.runs[0], step.fault, fails=step.fails, **arguments)
         for other in others:
-            other.start()
-        world.attempt(step.runs[0], step.fault, fails=step.fails, **arguments)
-        for other in others:
-            other.join()
+            other.result()
     world.settle()
 
 
