@@ -46,7 +46,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             return result
         holder, session = self._open(main)
         args = dict(self._task.args) | {"session": session, "owner": owner | {"holder": holder.pid}}
-        answer = self._execute_module("airflow_release_lock", module_args=args, task_vars=task_vars)
+        answer: dict[str, Any] = self._execute_module("airflow_release_lock", module_args=args, task_vars=task_vars)
         if answer.get("holder") != holder.pid:
             holder.kill()
             holder.wait()

@@ -90,11 +90,12 @@ def trigger_files(root: Path) -> list[str]:
         if name in found or name not in trees:
             continue
         found.add(name)
+        pending += [parent / "__init__.py" for parent in name.parents]  # a package is loaded before its modules
         for module in imports(name, trees[name]):
             if module == "*":
                 return sorted(str(source) for source in sources if source.parts[0] == "plugins" or source in found)
             parts = module.split(".")
-            for length in range(1, len(parts) + 1):  # a package's __init__ is loaded before its modules
+            for length in range(1, len(parts) + 1):
                 stem = Path(*parts[:length])
                 pending += [stem / "__init__.py", stem.with_suffix(".py")]
     return sorted(map(str, found))

@@ -45,16 +45,19 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
 module: airflow_release
-short_description: Stage, flip and prune releases of DAGs and operators
+short_description: Stage, flip, log and prune releases of DAGs and operators
 description:
   - A release is C(<root>/releases/<id>/{dags,plugins,scripts,manifest.json}). The id is a hash of paths, modes and
     contents, so equal sources are the same release, on every host and at any time. The link C(<root>/current) names the
     live one.
-  - "C(state=staged): the release is complete on this host, equals its manifest, compiles, and with O(parser) every DAG
-    of it has been parsed by this host's Airflow. A directory that somebody has changed is replaced. Nothing goes live."
-  - "C(state=live): the link names the release, moved in one step."
-  - "C(state=settled): recorded that the control plane has taken the release over; releases that are neither among the
-    newest O(keep) nor in O(in_use) are removed."
+  - "C(state=staged): the release is complete on this host, equals its manifest, compiles, and every DAG of it has been
+    parsed by this host's Airflow. A directory that somebody has changed is replaced. Nothing goes live."
+  - "C(state=chosen): the release is on this host, intact, and verified with O(python). Changes nothing."
+  - "C(state=live): the link names the release, moved in one step. With O(announce) Airflow schedules from it and the
+    API serves it, and the triggerer was restarted if what triggers import has changed."
+  - "C(state=settled): recorded and logged that the release is proven; releases that are neither among the O(keep) nor
+    in O(in_use) are removed."
+  - "C(state=logged): O(record) is in the log."
   - The action plugin of the same name builds the release from O(source) on the controller and sends it where it is
     missing; without changes that is one module call per host.
 attributes:
@@ -63,7 +66,7 @@ attributes:
 options:
   state:
     description: What to reach, see above.
-    choices: [staged, live, settled]
+    choices: [staged, chosen, live, settled, logged]
     required: true
     type: str
   root:
@@ -71,10 +74,16 @@ options:
     type: path
     default: /opt/airflow
   source:
-    description: Directory on the controller with C(dags/), C(plugins/), C(scripts/) and C(.airflowignore). For
-    C(staged). type: path
+    description: Directory on the controller with C(dags/), C(plugins/), C(scripts/), C(.airflowignore). For C(staged).
+    type: path
+  ref:
+    description: Git revision of O(source) to build from. Empty = the work tree as it is. For C(staged).
+    type: str
+  lock:
+    description: Process on the controller that holds the lock (see M(airflow_release_lock)); C(live) fails without it.
+    type: int
   release:
-    description: Id of the release. For C(staged) the action plugin fills it in.
+    description: Id of the release. For C(staged) the action plugin fills it in; for C(chosen) empty = the one before.
     type: str
   manifest:
     description: What the release consists of. Filled in by the action plugin.
@@ -83,7 +92,7 @@ options:
     description: Tar archive of the release on this host. Filled in by the action plugin.
     type: path
   parser:
-    description: Text of the Python program that parses a release. For C(staged); unset = compile only.
+    description: Text of the Python program that parses a release. For C(staged).
     type: str
   python:
     description: Airflow's interpreter. Where it does not exist yet, check mode skips parsing.
@@ -96,6 +105,33 @@ options:
     description: Airflow's configuration file, used for parsing if it exists.
     type: path
     default: /etc/airflow/airflow.cfg
+  control_plane:
+    description: Whether a triggerer runs here, whose restart is to be foreseen.
+    type: bool
+    default: true
+  allow_removal:
+    description: Whether the release may lack DAGs of the live one. For C(staged).
+    type: bool
+    default: false
+  announce:
+    description: Have Airflow take the release over and wait for it. For C(live), with Airflow's interpreter.
+    type: dict
+    suboptions:
+      host: {description: Name under which this host's triggerer reports., type: str, required: true}
+      api:
+        description: The public API. Unset = only the metadata database is asked.
+        type: dict
+        suboptions:
+          url: {description: Its address., type: str, required: true}
+          user: {description: Whom to log in as., type: str, required: true}
+          password: {description: The user's password., type: str, required: true}
+          ca_file: {description: CA certificate. Unset = the host's trust store., type: path}
+      bundle: {description: Name of the DAG bundle., type: str, default: releases}
+      credential:
+        description: File with the SQLAlchemy URL of the metadata database.
+        type: path
+        default: /etc/airflow/credentials/sql_alchemy_conn
+      timeout: {description: Seconds to wait., type: int, default: 120}
   keep:
     description: How many releases stay on the host besides those in use, the live one included. For C(settled).
     type: int
@@ -104,6 +140,13 @@ options:
     description: Ids that unfinished DAG runs are pinned to. Unset = unknown, nothing is removed. For C(settled).
     type: list
     elements: str
+  record:
+    description: A line for the log, without its time. For C(settled) and C(logged).
+    type: dict
+  log:
+    description: The log of deploys.
+    type: path
+    default: /var/lib/airflow_release/log.jsonl
 """
 
 EXAMPLES = r"""
@@ -131,21 +174,25 @@ live:
   type: str
   returned: always
 settled:
-  description: Whether the control plane has taken this release over.
+  description: Whether this release is the last proven one.
   type: bool
   returned: always
-plugins_changed:
-  description: Whether C(plugins/) differs from the settled release's.
-  type: bool
+former:
+  description: The last proven release, if it is another and still on this host.
+  type: str
   returned: always
-dags:
-  description: File of each DAG, by dag_id; empty if the DAGs could not be parsed.
+table:
+  description: What the release changes, as lines to print; empty if it is live and proven.
+  type: list
+  returned: with C(state=staged) and C(state=chosen)
+facts:
+  description: Git revision of the release, and whether the sources differed from it.
   type: dict
-  returned: with C(state=staged)
-now:
-  description: This host's clock, seconds since the epoch.
-  type: float
-  returned: always
+  returned: with C(state=staged) and C(state=chosen)
+in_use:
+  description: Releases that unfinished DAG runs are pinned to.
+  type: list
+  returned: with O(announce)
 removed:
   description: Ids of the removed releases.
   type: list
@@ -531,7 +578,7 @@ def take_over(root: Path, release: str, settings: Mapping[str, Any]) -> dict[str
             return f"the restarted triggerer has not reported: journalctl -u {TRIGGERER}"
         return served.pending(release, dags) if served else ""
 
-    database.jobs("DagProcessorJob")  # connects before the flip
+    database.jobs("DagProcessorJob")  # connects, which takes longer than the flip, or fails before it
     flipped_at = time.time()
     flip(root, release)
     outcome = announce(
@@ -568,8 +615,9 @@ def reach_settled(module: AnsibleModule) -> dict[str, Any]:
         for name in removed:
             shutil.rmtree(root / "releases" / name)
         write_json(root / "releases" / SETTLED, settled)
-        if params["record"]:
-            write_log(log, params["record"])
+    last = [record["release"] for record in read_log(log) if record.get("result") == "live"][-1:]
+    if params["record"] and not module.check_mode and (changed or last != [release]):
+        write_log(log, params["record"])
     return result | {"changed": changed, "removed": removed}
 
 

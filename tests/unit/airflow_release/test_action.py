@@ -39,6 +39,30 @@ def test_the_manifest_knows_the_revision(action, tmp_path):
     assert action.revision(tmp_path) == {"revision": clean["revision"], "dirty": True}
 
 
+def test_a_git_revision_is_released_as_it_was(action, tmp_path):
+    write(tmp_path, SOURCE)
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "x")
+    git(tmp_path, "tag", "v1")
+    (tmp_path / "dags/one.py").write_text("ONE = 2\n")
+    (tmp_path / "dags/two.py").write_text("")
+    with action.sources(tmp_path, "v1") as (folder, facts):
+        files = action.load_store().read_tree(folder, action.PARTS)
+        assert set(files) == set(SOURCE)
+        assert (folder / "dags/one.py").read_text() == "ONE = 1\n"
+        assert files["scripts/pause.sh"]["mode"] == "0755"
+        assert re.fullmatch("[0-9a-f]{40}", facts["revision"])
+        assert facts["dirty"] is False
+    assert not folder.exists()
+    for unknown in ("v2", "--output=x"):
+        with (
+            pytest.raises(action.AnsibleActionFail, match=f"git knows no revision {unknown}"),
+            action.sources(tmp_path, unknown),
+        ):
+            pass
+
+
 @pytest.fixture
 def play(tmp_path: Path):
     root = tmp_path / "opt"

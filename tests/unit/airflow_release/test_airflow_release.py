@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -177,6 +178,25 @@ def test_damage_on_the_way_is_noticed(host, store, tmp_path):
     assert "the manifest describes release" in result["msg"]
 
 
+def test_a_torn_archive_is_noticed(host, tmp_path):
+    archive = tmp_path / "torn.tar.gz"
+    host("staged", SOURCE)
+    data = bytearray((tmp_path / "release.tar.gz").read_bytes())
+    data[len(data) // 2] ^= 1
+    archive.write_bytes(data)
+    assert "arrived damaged" in host("staged", CHANGED, archive=str(archive), send=False)["msg"]
+
+
+def test_the_facts_of_the_first_stay_whoever_stages_the_same_content_again(host, store):
+    files = store.read_tree(write(host.root.parent / "facts", SOURCE))
+    release = store.release_id(files)
+    for who in ("first", "second"):
+        assert host("staged", SOURCE, manifest={"id": release, "files": files, "by": who})["changed"] is True
+        manifest = host.root / "releases" / release / "manifest.json"
+        assert json.loads(manifest.read_text())["by"] == "first"
+        (manifest.parent / "dags/one.py").write_text("damaged")
+
+
 def test_a_manifest_cannot_write_outside(host, store):
     files = {"../../evil": {"mode": "0644", "sha256": "0" * 64}}
     result = host("staged", SOURCE, release=store.release_id(files), manifest={"files": files})
@@ -247,6 +267,97 @@ def test_the_triggerer_restarts_for_what_triggers_import_alone(host):
     )
 
 
+def parser(dags: dict[str, str], stored: dict[str, str]) -> str:
+    found = {"dags": dags, "stored": stored, "triggerer": [], "errors": []}
+    return f"print({json.dumps(json.dumps(found))})"
+
+
+def test_the_table_says_which_dags_are_added_changed_and_removed(host):
+    files = {"dags/two.py": "", "dags/three.py": "", "plugins/helper.py": "A = 1\n"}
+    before = {"one": "dags/one.py", "two": "dags/two.py", "three": "dags/three.py", "same": "dags/three.py"}
+    hashes = dict.fromkeys(before, "a")
+    live = host("staged", SOURCE | files, parser=parser(before, hashes))["release"]
+    host("live", live)
+    host("settled", live)
+    after = {name: file for name, file in before.items() if name != "two"} | {"four": "dags/two.py"}
+    changed = SOURCE | files | {"dags/one.py": "ONE = 2\n", "plugins/helper.py": "A = 2\n"}
+    wanted = parser(after, hashes | {"three": "b"})
+    refused = host("staged", changed, parser=wanted)
+    assert "DAG two of dags/two.py would be removed" in refused["msg"]
+    assert "-e airflow_release_allow_removal=true" in refused["msg"]
+    table = host("staged", changed, parser=wanted, allow_removal=True)["table"]
+    assert [line.split() for line in table[1:]] == [
+        ["added", "four", "dags/two.py"],
+        ["changed", "one", "dags/one.py"],
+        ["changed", "three", "dags/three.py"],
+        ["removed", "two", "dags/two.py"],
+        ["beside", "plugins/helper.py"],
+    ]
+    assert host("staged", SOURCE | files, parser=parser(before, hashes))["table"] == []
+
+
+# --- going back -------------------------------------------------------------------------------------------------------
+
+
+def deploy(host, files: dict[str, str]) -> str:
+    release = host("staged", files)["release"]
+    host("live", release)
+    host("settled", release, record={"action": "deploy", "release": release, "result": "live"})
+    return release
+
+
+def test_going_back_without_a_name_and_with_one(host):
+    one, two = deploy(host, SOURCE), deploy(host, CHANGED)
+    assert host("chosen", "")["release"] == one
+    assert host("chosen", two)["release"] == two
+    assert host("chosen", two)["table"] == []
+
+
+def test_a_release_that_is_gone_is_refused_with_those_that_are_there(host):
+    release = deploy(host, SOURCE)
+    lines = host("chosen", "0123456789ab")["msg"].splitlines()
+    assert lines[1] == "release 0123456789ab is not on this host. There are:"
+    assert re.fullmatch(rf"{release}  \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC  no revision  live", lines[2])
+    assert "the log knows of no release before the live one" in host("chosen", "")["msg"]
+
+
+def test_a_release_of_another_venv_is_refused_with_what_to_do(host, tmp_path):
+    one, _ = deploy(host, SOURCE), deploy(host, CHANGED)
+    told = host("chosen", one, python=str(tmp_path / "bin/python"))["msg"]
+    assert f"release {one} was verified with" in told
+    assert "make deploy REF=" in told
+
+
+def test_a_release_that_was_changed_on_the_host_is_refused(host):
+    one, _ = deploy(host, SOURCE), deploy(host, CHANGED)
+    (host.root / "releases" / one / "dags/one.py").write_text("ONE = 3\n")
+    assert f"release {one} has been changed on this host" in host("chosen", one)["msg"]
+
+
+D, R = "deploy", "rollback"
+
+
+@pytest.mark.parametrize(
+    ("log", "live", "previous"),
+    [
+        ([], "a", ""),
+        ([(D, "a")], "a", ""),
+        ([(D, "a"), (D, "b")], "b", "a"),
+        ([(D, "a"), (D, "b"), (D, "c"), (R, "b")], "b", "a"),  # twice in a row goes back twice
+        ([(D, "a"), (D, "b"), (R, "a"), (D, "c")], "c", "a"),  # never to what was left
+        ([(D, "a"), (D, "b"), (D, "a")], "a", "b"),
+        ([(D, "a"), (D, "b"), (D, "a"), (R, "b")], "b", "a"),
+        ([(D, "a"), (D, "b")], "a", "a"),  # a rollback to a was cut off
+        ([(D, "a"), (D, "b")], "c", "b"),  # a deploy of c was cut off
+        ([(D, "a"), (D, "b", "refused"), (D, "c", "flipped back")], "a", ""),
+    ],
+)
+def test_what_was_live_before(store, log, live, previous):
+    keys = ("action", "release", "result")
+    records = [dict(zip(keys, (*entry, "live")[:3], strict=True)) for entry in log]
+    assert store.previous_release(records, live) == previous
+
+
 def test_old_releases_go_and_those_in_use_stay(host):
     ids = []
     for number in range(5):
@@ -275,3 +386,8 @@ def test_old_releases_go_and_those_in_use_stay(host):
 def test_what_is_superfluous(store, keep, protected, removed):
     releases = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
     assert store.superfluous(releases, keep=keep, protected=protected) == removed
+
+
+def test_a_release_that_never_was_live_goes_before_one_that_was(store):
+    releases = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
+    assert store.superfluous(releases, keep=3, protected={"d"}, lived=["a", "b", "d"]) == ["c"]

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from release_host import REPOSITORY, ROLE
+from release_host import REPOSITORY, ROLE, load, write
 
 DAG = "from airflow.sdk import DAG\nfrom airflow.providers.standard.operators.empty import EmptyOperator as Task\n"
 MISTAKES = {
@@ -56,6 +56,44 @@ def result(tmp_path_factory) -> dict:
         check=True,
     )
     return json.loads(done.stdout)
+
+
+def test_what_triggers_import_is_known_and_operators_are_not_part_of_it(result):
+    assert result["triggerer"] == [
+        "plugins/__init__.py",
+        "plugins/hooks/__init__.py",
+        "plugins/hooks/transformation_service.py",
+        "plugins/triggers/__init__.py",
+        "plugins/triggers/transformation_service.py",
+    ]
+
+
+TRIGGER = "from airflow.triggers.base import BaseTrigger\n\n\nclass Mine(BaseTrigger):\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"operators/x.py": "from plugins import a\n", "a.py": ""}, []),
+        ({"operators/x.py": TRIGGER}, ["__init__.py", "operators/__init__.py", "operators/x.py"]),
+        (
+            {"triggers/t.py": "def f():\n    from plugins import a\n", "a.py": "from .b import c\n", "b.py": ""},
+            ["__init__.py", "a.py", "b.py", "triggers/__init__.py", "triggers/t.py"],
+        ),
+        (
+            {"triggers/t.py": "import importlib\n", "a.py": ""},
+            ["__init__.py", "a.py", "operators/__init__.py", "triggers/__init__.py", "triggers/t.py"],
+        ),
+    ],
+    ids=["no trigger", "beside the folder", "in a function, relative", "by a computed name"],
+)
+def test_whatever_triggers_may_import_counts(tmp_path, files, expected):
+    packages = {"__init__.py": "", "operators/__init__.py": ""} | (
+        {"triggers/__init__.py": ""} if any(name.startswith("triggers") for name in files) else {}
+    )
+    write(tmp_path / "plugins", packages | files)
+    found = load("files/parse_release.py").trigger_files(tmp_path)
+    assert [name.removeprefix("plugins/") for name in found] == expected
 
 
 def errors(result: dict) -> dict[str, tuple[int | None, str]]:
