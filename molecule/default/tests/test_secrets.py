@@ -24,9 +24,12 @@ MAY_HOLD = {
         "postgresql_scripts_password",
         "transformation_service_token",
     },
+    "postgresql": {"backup_passphrase"},
 }
 # Where files with a secret may lie; root's alone, handed to the units by systemd.
 PLACES = ("/etc/airflow/credentials/", "/etc/transformation_service/credentials/", "/run/credentials/")
+# But this one, which PostgreSQL's own processes read to archive WAL.
+BACKUP = "/etc/pgbackrest/pgbackrest.conf"
 
 
 def forms(secrets: dict[str, str]) -> dict[str, list[str]]:
@@ -58,7 +61,7 @@ def test_host_holds_only_the_secrets_that_it_needs(found: dict[str, Any], host: 
 
 @pytest.mark.parametrize("host", GROUPS["all"])
 def test_secrets_lie_in_root_files_of_their_own(found: dict[str, Any], host: str) -> None:
-    files = found[host]["files"]
+    files = [file for file in found[host]["files"] if file["path"] != BACKUP]
     assert [file["path"] for file in files if not file["path"].startswith(PLACES)] == []
     assert [file["path"] for file in files if file["mode"] & 0o077 and not file["path"].startswith("/run/")] == []
     assert [file["path"] for file in files if file["owner"] != 0 and not file["path"].startswith("/run/")] == []
