@@ -35,7 +35,8 @@ def deployer(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> It
     """Sources with the DAG deploy_probe beside the repository's; the release from before is live again at the end."""
     made = Deployer.make(platform, tmp_path_factory.mktemp("source"))
     before = made.live()
-    made.probe_dag("zero")
+    made.probe_dag("one")
+    made.run(airflow_release_smoke=False)
     yield made
     made.run("rollback_release", release_id=before, airflow_release_smoke=False)
     assert platform.api.send("DELETE", "/api/v2/dags/deploy_probe", token=platform.api.token).status in (204, 404)
@@ -158,8 +159,9 @@ def test_a_rollback_to_what_is_live_changes_nothing(story: Story) -> None:
 
 
 def test_one_deploy_at_a_time_and_a_killed_one_frees_the_lock(
-    platform: Platform, deployer: Deployer, story: Story, figures: Figures
+    platform: Platform, deployer: Deployer, figures: Figures
 ) -> None:
+    deployer.probe_dag("locked")
     first = deployer.start()
     try:
         owner = json.loads(wait_for(deployer.lock_owner, bool, "the lock", 60, pause=0.1))
@@ -177,6 +179,8 @@ def test_one_deploy_at_a_time_and_a_killed_one_frees_the_lock(
         first.kill()
         first.communicate()
     assert deployer.log(platform.first("airflow_scheduler"))[-1]["result"] == "refused"
+    deployer.run(airflow_release_smoke=False)  # takes up what was killed
+    assert set(deployer.served().values()) == {deployer.live()}
 
 
 HEAD = "from airflow.sdk import DAG\nfrom airflow.providers.standard.operators.empty import EmptyOperator as Task\n"
@@ -242,7 +246,7 @@ def refuse(deployer: Deployer, files: dict[str, str], says: list[str], **variabl
         assert [text for text in says if text not in last["message"]] == []
 
 
-def test_every_mistake_in_the_sources_is_refused_at_once(deployer: Deployer, story: Story) -> None:
+def test_every_mistake_in_the_sources_is_refused_at_once(deployer: Deployer) -> None:
     refuse(
         deployer,
         {
@@ -266,15 +270,13 @@ def test_every_mistake_in_the_sources_is_refused_at_once(deployer: Deployer, sto
     ],
     ids=["syntax", "one host only", "duplicate", "cycle"],
 )
-def test_a_mistake_is_refused(
-    platform: Platform, deployer: Deployer, story: Story, files: dict[str, str], says: list[str]
-) -> None:
+def test_a_mistake_is_refused(platform: Platform, deployer: Deployer, files: dict[str, str], says: list[str]) -> None:
     last = platform.groups["airflow_worker"][-1]
     refuse(deployer, {name: text.replace("{host}", last) for name, text in files.items()}, says)
 
 
 @pytest.mark.slow
-def test_damage_on_the_way_is_refused(deployer: Deployer, story: Story, tmp_path: Path) -> None:
+def test_damage_on_the_way_is_refused(deployer: Deployer, tmp_path: Path) -> None:
     sftp = tmp_path / "sftp"
     sftp.write_text(DAMAGE)
     sftp.chmod(0o755)
@@ -283,7 +285,7 @@ def test_damage_on_the_way_is_refused(deployer: Deployer, story: Story, tmp_path
 
 
 @pytest.mark.slow
-def test_a_removed_dag_is_refused_until_it_is_wanted(deployer: Deployer, story: Story) -> None:
+def test_a_removed_dag_is_refused_until_it_is_wanted(deployer: Deployer) -> None:
     file = deployer.source / PROBE_DAG_FILE
     text = file.read_text()
     file.unlink()
@@ -296,7 +298,7 @@ def test_a_removed_dag_is_refused_until_it_is_wanted(deployer: Deployer, story: 
 
 
 @pytest.mark.slow
-def test_what_the_proof_refuses_is_taken_back(platform: Platform, deployer: Deployer, story: Story) -> None:
+def test_what_the_proof_refuses_is_taken_back(platform: Platform, deployer: Deployer) -> None:
     live, name = deployer.live(), "plugins/operators/rule_engine_operator.py"
     text = (deployer.source / name).read_text()
     with planted(deployer, {name: text + UNPROVEN}), deployer.watched() as seen:
@@ -313,7 +315,7 @@ def test_what_the_proof_refuses_is_taken_back(platform: Platform, deployer: Depl
 
 
 @pytest.mark.slow
-def test_killed_at_any_point_the_next_deploy_converges(deployer: Deployer, story: Story, figures: Figures) -> None:
+def test_killed_at_any_point_the_next_deploy_converges(deployer: Deployer, figures: Figures) -> None:
     began = time.monotonic()
     deployer.probe_dag("killed 0")
     deployer.run()
@@ -334,9 +336,7 @@ def test_killed_at_any_point_the_next_deploy_converges(deployer: Deployer, story
 
 
 @pytest.mark.slow
-def test_a_release_is_visible_within_seconds(
-    platform: Platform, deployer: Deployer, story: Story, figures: Figures
-) -> None:
+def test_a_release_is_visible_within_seconds(platform: Platform, deployer: Deployer, figures: Figures) -> None:
     """From the move of the link, by the host's clock, to every DAG in the API, asked ten times a second."""
     scheduler = platform.host(platform.first("airflow_scheduler"))
     helper = (deployer.source / "plugins/daily.py").read_text()
