@@ -173,9 +173,9 @@ class Backup:
             raise Failed(f"pgbackrest {command}: " + " / ".join(line.strip() for line in said[-12:]))
         return done.stdout
 
-    def info(self) -> dict[str, Any]:
-        """Return what pgBackRest knows of the stanza: {"status": {...}, "backup": [...], "db": [...], ...}."""
-        found: list[dict[str, Any]] = json.loads(self.pgbackrest("info", "--output=json"))
+    def info(self, repository: int = 1) -> dict[str, Any]:
+        """Return what pgBackRest knows of the stanza in a repository: {"backup": [...], "db": [...], ...}."""
+        found: list[dict[str, Any]] = json.loads(self.pgbackrest("info", "--output=json", f"--repo={repository}"))
         return next((stanza for stanza in found if stanza["name"] == self.stanza), {"backup": [], "db": []})
 
     @contextlib.contextmanager
@@ -275,15 +275,20 @@ class Backup:
     def run_backup(self, kind: str) -> None:
         """Make a backup, prove it, have the WAL up to the proof archived, and remove proofs whose backup is gone."""
         began = time.monotonic()
-        self.pgbackrest("backup", f"--type={kind}")
+        lock = os.open(self.state / ".backup", os.O_WRONLY | os.O_CREAT, 0o600)
+        # Held until this process ends. A backup that is under way ends first; pgBackRest would give up at once.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        self.pgbackrest("backup", f"--type={kind}", "--repo=1")
         newest = self.info()["backup"][-1]
         proof = self.prove(newest["label"])
         self.pgbackrest("check")  # switches to a new WAL file and waits until the repository has the old one
-        kept = {backup["label"] for backup in self.info()["backup"]}
+        oldest = min(backup["timestamp"]["stop"] for backup in self.info()["backup"])
         for path in self.proofs.glob("*.json"):
             with contextlib.suppress(OSError, ValueError, KeyError):
-                if json.loads(path.read_text())["backup"] not in kept:
+                if parse_instant(json.loads(path.read_text())["at"]).timestamp() < oldest:
                     path.unlink()
+        for repository in self.config["repositories"][1:]:
+            self.pgbackrest("backup", f"--type={kind}", f"--repo={repository}")
         tables = sum(len(found) for found in proof["databases"].values())
         rows = sum(count for found in proof["databases"].values() for count, _ in found.values())
         done = {
@@ -426,7 +431,8 @@ class Backup:
 
     def ready(self, check: bool) -> None:
         """Make the stanza where it is missing; print {"changed", "first": no backup is there yet}."""
-        known = self.info()
+        repositories = [self.info(repository) for repository in self.config["repositories"]]
+        known = repositories[0]
         with self.session() as connection:
             own = int(self.ask(connection, "SELECT system_identifier FROM pg_control_system()"))
         theirs = [database["system-id"] for database in known.get("db", [])]
@@ -436,9 +442,10 @@ class Backup:
                 " so nothing is archived. To have that one back: make restore. To begin anew, move the repository away:"
                 f" mv {self.config['repository']} {self.config['repository']}.old"
             )
-        if not theirs and not check:
+        changed = not all(repository.get("db") for repository in repositories)
+        if changed and not check:
             self.pgbackrest("stanza-create")
-        print(json.dumps({"changed": not theirs, "first": not known["backup"]}))
+        print(json.dumps({"changed": changed, "first": not all(repository["backup"] for repository in repositories)}))
 
     def keep_release(self, name: str, text: str) -> None:
         """Keep a release of DAGs and operators: base64 of its tar.gz, whole and with that folder alone."""
@@ -464,17 +471,20 @@ class Backup:
 
     # --- restore ---------------------------------------------------------------------------------------------------
 
-    def proof_for(self, target: datetime | None, backups: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """Return the newest proof up to `target` whose backup is still there; raises Failed for an unreadable one."""
-        labels = {backup["label"] for backup in backups}
+    def proof_for(self, target: datetime | None, backups: list[dict[str, Any]]) -> tuple[dict[str, Any], str] | None:
+        """Return the newest proof up to `target` that a backup leads to, and that backup's label, or None.
+
+        Raises Failed for an unreadable one.
+        """
         for path in sorted(self.proofs.glob("proof_*.json"), reverse=True):
             try:
                 proof: dict[str, Any] = json.loads(path.read_text())
-                fits = proof["backup"] in labels and (target is None or parse_instant(proof["at"]) < target)
+                at = parse_instant(proof["at"])
             except (ValueError, KeyError) as error:
                 raise Failed(f"{path} is damaged ({error}); with an older backup: move that file away") from error
-            if fits:
-                return proof
+            labels = [backup["label"] for backup in backups if backup["timestamp"]["stop"] <= at.timestamp()]
+            if labels and (target is None or at < target):
+                return proof, labels[-1]
         return None
 
     def data_state(self) -> tuple[str, str]:
@@ -516,8 +526,7 @@ class Backup:
             )
         option = f"--repo={repository}"
         try:
-            info = json.loads(self.pgbackrest("info", "--output=json", option))
-            backups = [backup for stanza in info if stanza["name"] == self.stanza for backup in stanza["backup"]]
+            backups = self.info(repository)["backup"]
             if not backups:
                 problem(
                     f"repository {repository} has no backup of stanza {self.stanza}",
@@ -564,8 +573,7 @@ class Backup:
         began = time.monotonic()
         target = parse_instant(target_time) if target_time else None
         option = f"--repo={repository}"
-        info = json.loads(self.pgbackrest("info", "--output=json", option))
-        proof = self.proof_for(target, info[0]["backup"])
+        proof, label = self.proof_for(target, self.info(repository)["backup"]) or (None, "")
         if (self.data / "postmaster.pid").exists() and self.process_runs():
             raise Failed(f"a server runs on {self.data}: stop it first")
         aside = ""
@@ -575,7 +583,7 @@ class Backup:
         self.data.mkdir(mode=0o700, exist_ok=True, parents=True)
         options = [option, "--archive-mode=preserve", f"--process-max={os.cpu_count() or 1}"]
         if proof:
-            options += [f"--set={proof['backup']}", "--type=name", f"--target={proof['name']}", "--target-action=pause"]
+            options += [f"--set={label}", "--type=name", f"--target={proof['name']}", "--target-action=pause"]
         elif target:
             options += ["--type=time", f"--target={target.isoformat(sep=' ')}", "--target-action=promote"]
         self.pgbackrest("restore", *options)
@@ -598,7 +606,7 @@ class Backup:
             if problems := differences(proof["databases"], found):
                 raise Failed(f"the restored tables differ from {proof['name']}: " + "; ".join(problems[:20]))
             result |= {
-                "proof": proof["name"], "proof_at": proof["at"], "backup": proof["backup"], "dags": proof["dags"],
+                "proof": proof["name"], "proof_at": proof["at"], "backup": label, "dags": proof["dags"],
                 "tables": sum(len(tables) for tables in found.values()),
                 "rows": sum(rows for tables in found.values() for rows, _ in tables.values()),
             }  # fmt: skip
@@ -732,7 +740,7 @@ class Backup:
                 )
             copying = time.monotonic()
             self.pgbackrest(
-                "restore", f"--pg1-path={scratch}", f"--set={newest['label']}", "--type=name",
+                "restore", "--repo=1", f"--pg1-path={scratch}", f"--set={newest['label']}", "--type=name",
                 f"--target={proof['name']}", "--target-action=pause", "--archive-mode=off",
             )  # fmt: skip
             copied = time.monotonic()

@@ -76,6 +76,7 @@ def backup(server: PostgresqlServer, sql: SQL, tmp_path: Path, monkeypatch: pyte
     return program.Backup(
         {
             "stanza": "platform",
+            "repositories": [1],
             "repository": str(tmp_path / "repository"),
             "state": str(tmp_path),
             "databases": ["one", "two"],
@@ -167,18 +168,26 @@ def test_a_proof_under_writes_is_exact(backup, sql, server):
     assert len({proof["databases"]["two"]["public.t"][0] for proof in proofs}) > 1, "nothing was written meanwhile"
 
 
-def test_the_proof_of_a_restore_is_the_newest_one_of_a_backup_that_is_there(backup):
-    for number, label in enumerate(("old", "new", "gone")):
-        program.write_json(
-            backup.proofs / f"proof_{number}.json", {"backup": label, "at": f"2026-01-0{number + 1}T00:00:00Z"}
-        )
-    backups = [{"label": "old"}, {"label": "new"}]
-    assert backup.proof_for(None, backups)["backup"] == "new"
-    assert backup.proof_for(program.parse_instant("2026-01-01T12:00:00Z"), backups)["backup"] == "old"
-    assert backup.proof_for(program.parse_instant("2025-01-01"), backups) is None
+def test_a_restore_takes_the_newest_proof_that_a_backup_leads_to(backup):
+    for day in (1, 2, 3):
+        program.write_json(backup.proofs / f"proof_{day}.json", {"at": f"2026-01-0{day}T00:00:00Z", "day": day})
+
+    def backups(*days: int) -> list[dict[str, Any]]:
+        # Each ends an hour before the proof of its day.
+        ends = {day: program.parse_instant(f"2026-01-0{day}T00:00:00Z").timestamp() - 3600 for day in days}
+        return [{"label": f"of {day}", "timestamp": {"stop": end}} for day, end in ends.items()]
+
+    def chosen(*days: int, before: str = "2026-01-09") -> tuple[int, str] | None:
+        found = backup.proof_for(program.parse_instant(before), backups(*days))
+        return (found[0]["day"], found[1]) if found else None
+
+    assert chosen(1, 2, 3) == (3, "of 3")
+    assert chosen(1, 2, 3, before="2026-01-02T12:00:00Z") == (2, "of 2")
+    assert chosen(1, 2) == (3, "of 2")
+    assert chosen(3, before="2026-01-02T12:00:00Z") is None
     (backup.proofs / "proof_9.json").write_text("{")
     with pytest.raises(program.Failed, match=r"proof_9.json is damaged"):
-        backup.proof_for(None, backups)
+        chosen(1)
 
 
 # --- WAL, exports, status ---------------------------------------------------------------------------------------------
