@@ -345,8 +345,8 @@ def test_a_release_is_visible_within_seconds(platform: Platform, deployer: Deplo
     def measure(case: str, playbook: str = "deploy", **variables: object) -> None:
         with deployer.watched(0.1) as seen:
             deployer.run(playbook, airflow_release_smoke=False, **variables)
-        release, flipped = deployer.live(), float(scheduler.check_output("stat -c %%.Y /opt/airflow/current"))
-        offset = time.time() - float(scheduler.check_output("date +%%s.%%N"))
+        release, flipped = deployer.live(), float(scheduler.check_output("stat -c %.Y /opt/airflow/current"))
+        offset = time.time() - float(scheduler.check_output("date +%s.%N"))
         at = next(moment for moment, served in seen if set(served.values()) == {release})
         found.setdefault(case, []).append(at - offset - flipped)
 

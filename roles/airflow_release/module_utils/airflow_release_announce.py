@@ -22,7 +22,7 @@ from ansible.module_utils.airflow_api import Api, ApiFailed
 if TYPE_CHECKING:
     import sqlalchemy
 
-REPEAT = 5.0
+REPEAT = 2.0
 """Seconds after which a request is repeated: a file that is being parsed when its request arrives is dropped from the
 queue."""
 SETTLE = 8.0
