@@ -5,11 +5,8 @@ from __future__ import annotations
 import hmac
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, date, datetime
-from datetime import time as clock_time
 from typing import Annotated, Any
 
 import psycopg
@@ -27,6 +24,7 @@ from transformation_service.engine import Engine
 from transformation_service.entities import ENTITIES
 from transformation_service.metrics import CONTENT_TYPE, Metrics
 from transformation_service.problems import Problem, database_unavailable
+from transformation_service.reading import check_key, known, parse_slot, read_id
 from transformation_service.rules import RULES, Rule, rule_set_version
 from transformation_service.script_runs import Runner
 from transformation_service.settings import Settings
@@ -34,7 +32,6 @@ from transformation_service.settings import Settings
 log = logging.getLogger(__name__)
 
 MAX_BATCH_SIZE = 10_000
-MAX_KEY_LENGTH = 255
 MAX_BODY_BYTES = 64 * 1024
 OPEN_PATHS = frozenset({"/health", "/metrics"})
 
@@ -98,27 +95,6 @@ class Gate:
         return None
 
 
-def parse_slot(text: str) -> datetime:
-    """Return the instant that a slot names: an ISO 8601 instant with offset, or a date, which is its midnight UTC.
-
-    Raises:
-        Problem: 400, it is neither.
-    """
-    try:
-        if len(text) == 10:
-            return datetime.combine(date.fromisoformat(text), clock_time(), UTC)
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is not None:
-            return moment.astimezone(UTC)
-    except (ValueError, OverflowError):
-        pass
-    raise Problem(
-        400,
-        "invalid-slot",
-        f"slot {text[:40]!r} is no instant such as 2026-01-31T02:00:00Z and no date such as 2026-01-31.",
-    )
-
-
 def check_work(body: TransformationRequest, offered: dict[str, Rule]) -> ledger.Request:
     """Return the request in the ledger's terms.
 
@@ -162,24 +138,6 @@ def check_work(body: TransformationRequest, offered: dict[str, Rule]) -> ledger.
         slot=parse_slot(body.slot),
         max_records=body.max_records,
     )
-
-
-def check_key(key: str | None) -> str:
-    """Return the idempotency key.
-
-    Raises:
-        Problem: 400, it is missing, blank or too long.
-    """
-    key = (key or "").strip()
-    if not key:
-        raise Problem(
-            400,
-            "missing-idempotency-key",
-            "Send the header 'Idempotency-Key': one value for one piece of work, the same in every retry.",
-        )
-    if len(key) > MAX_KEY_LENGTH:
-        raise Problem(400, "invalid-idempotency-key", f"Idempotency-Key is longer than {MAX_KEY_LENGTH} characters.")
-    return key
 
 
 def offered_rules(names: Sequence[str]) -> dict[str, Rule]:
@@ -300,13 +258,13 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/api/v1/transformations/{job_id}")
     async def show(job_id: str) -> dict[str, Any]:
         async with pool.connection() as connection:
-            return _known(await ledger.document(connection, _job_id(job_id)))
+            return known(await ledger.document(connection, read_id(job_id, _unknown)), _unknown)
 
     @app.delete("/api/v1/transformations/{job_id}")
     async def cancel(job_id: str) -> dict[str, Any]:
         async with pool.connection() as connection:
-            await ledger.cancel(connection, _job_id(job_id))
-            return _known(await ledger.document(connection, _job_id(job_id)))
+            await ledger.cancel(connection, read_id(job_id, _unknown))
+            return known(await ledger.document(connection, read_id(job_id, _unknown)), _unknown)
 
     @app.get("/api/v1/rules")
     async def rules() -> dict[str, Any]:
@@ -344,19 +302,6 @@ def create_app(settings: Settings) -> FastAPI:
         return Response(metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
     return app
-
-
-def _job_id(text: str) -> uuid.UUID:
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        raise _unknown() from None
-
-
-def _known(document: dict[str, Any] | None) -> dict[str, Any]:
-    if document is None:
-        raise _unknown()
-    return document
 
 
 def _unknown() -> Problem:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Response
@@ -14,6 +13,7 @@ from transformation_service import script_catalog, script_runs, script_sql
 from transformation_service.database import Pool
 from transformation_service.ledger import KeyReused
 from transformation_service.problems import Problem
+from transformation_service.reading import check_key, known, parse_slot, read_id
 from transformation_service.script_catalog import Limits, Script
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,6 @@ def read_request(body: ScriptRunRequest, scripts: dict[str, dict[int, Script]], 
     Raises:
         Problem: 400 with the reason.
     """
-    from transformation_service.app import parse_slot
-
     slot = parse_slot(body.slot)
     if body.sql is not None and (body.script, body.version) == (None, None):
         limits = Limits.read(body.limits or {}, most)
@@ -75,8 +73,6 @@ def create_router(
     pool: Pool, scripts: dict[str, dict[int, Script]], most: Limits, runner: script_runs.Runner | None
 ) -> APIRouter:
     """Return the routes; without a runner they refuse to accept runs."""
-    from transformation_service.app import check_key
-
     router = APIRouter(prefix="/api/v1")
 
     @router.get("/scripts")
@@ -125,28 +121,15 @@ def create_router(
     @router.get("/script-runs/{run_id}")
     async def show(run_id: str) -> dict[str, Any]:
         async with pool.connection() as connection:
-            return _known(await script_runs.document(connection, _run_id(run_id)))
+            return known(await script_runs.document(connection, read_id(run_id, _unknown)), _unknown)
 
     @router.delete("/script-runs/{run_id}")
     async def cancel(run_id: str) -> dict[str, Any]:
         async with pool.connection() as connection:
-            await script_runs.cancel(connection, _run_id(run_id))
-            return _known(await script_runs.document(connection, _run_id(run_id)))
+            await script_runs.cancel(connection, read_id(run_id, _unknown))
+            return known(await script_runs.document(connection, read_id(run_id, _unknown)), _unknown)
 
     return router
-
-
-def _run_id(text: str) -> uuid.UUID:
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        raise _unknown() from None
-
-
-def _known(document: dict[str, Any] | None) -> dict[str, Any]:
-    if document is None:
-        raise _unknown()
-    return document
 
 
 def _unknown() -> Problem:
