@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -100,6 +101,7 @@ class Deployer:
                 *("-e", json.dumps(variables)),
             ],
             cwd=ROOT,
+            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0"},  # Molecule forces colours, which hide the recap
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -226,5 +228,8 @@ class Deployer:
 
 
 def changed(output: str) -> dict[str, int]:
-    """Changes by host, from a play's recap."""
-    return {name: int(count) for name, count in re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", output, re.MULTILINE)}
+    """Changes by host, from a play's recap, which has to be there."""
+    found = {name: int(count) for name, count in re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", output, re.MULTILINE)}
+    if not found:
+        raise Unexpected(f"no recap in:\n{output}")
+    return found

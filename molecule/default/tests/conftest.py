@@ -10,7 +10,7 @@ from pathlib import Path
 
 import platform_under_test
 import pytest
-from platform_under_test import Figures, Platform, Run
+from platform_under_test import Figures, Platform, Run, wait_for
 
 MOST_JOURNALS = 8
 _journals = itertools.count()
@@ -106,3 +106,20 @@ def artifacts() -> Path:
     """Folder that CI keeps; git ignores it."""
     platform_under_test.ARTIFACTS.mkdir(exist_ok=True)
     return platform_under_test.ARTIFACTS
+
+
+@pytest.fixture
+def held_record(platform: Platform) -> Iterator[Callable[[], None]]:
+    """A lock on the first record, so that every job stands still; call it to let go."""
+    database, name = "transformation_service", "holds_a_record"
+    statement = "BEGIN; SELECT FROM user_record ORDER BY id LIMIT 1 FOR UPDATE; SELECT pg_sleep(120)"
+    session = f"runuser -u postgres -- env PGAPPNAME={name} psql -X -q -d {database} -c '{statement}'"
+    platform.host(platform.first("postgresql")).check_output(f"systemd-run --collect {session}")
+    held = f"SELECT 1 AS one FROM pg_stat_activity WHERE application_name = '{name}' AND query LIKE '%pg_sleep%'"
+    wait_for(lambda: platform.psql(held), bool, "the lock", 10)
+
+    def let_go() -> None:
+        platform.psql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{name}'")
+
+    yield let_go
+    let_go()

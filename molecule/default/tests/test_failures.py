@@ -64,6 +64,18 @@ def result(platform: Platform, run_id: str, task: str) -> Any:
     return platform.api.get(f"{platform.run_path(run_id)}/taskInstances/{task}/xcomEntries/return_value")["value"]
 
 
+def await_polls(platform: Platform, slot: str, run_id: str) -> None:
+    """Wait until the triggerer itself asks for both first jobs: it cancels nothing that it has not taken up."""
+    for task in (PHONE, EMAIL):
+        state_of(platform, run_id, task, "deferred")
+    service = platform.host(platform.first("transformation_service"))
+    scheduler = platform.address("airflow_scheduler")
+    for job in jobs(platform, slot).values():
+        poll = f"{scheduler}:[0-9]* - .GET /api/v1/transformations/{job['id']}"
+        journal = "journalctl --unit=transformation-service --since=-2min --output=cat"
+        wait_for(lambda: service.run(f"{journal} | grep -q %s", poll).succeeded, bool, "a poll of the triggerer", 30)  # noqa: B023
+
+
 def clear(platform: Platform, run_id: str, *tasks: str) -> None:
     """As the button *Clear task* does, downstream included."""
     body = {"dry_run": False, "dag_run_id": run_id, "task_ids": tasks, "include_downstream": True, "only_failed": False}
@@ -190,23 +202,6 @@ def test_two_runs_at_once_and_a_cleared_task_do_the_work_of_one(
     assert after["transform_count"] - before["transform_count"] == after["rows"]
 
 
-@pytest.fixture
-def held_record(platform: Platform) -> Iterator[Callable[[], None]]:
-    """A lock on the first record, so that every job stands still; call it to let go."""
-    database, name = "transformation_service", "holds_a_record"
-    statement = "BEGIN; SELECT FROM user_record ORDER BY id LIMIT 1 FOR UPDATE; SELECT pg_sleep(120)"
-    session = f"runuser -u postgres -- env PGAPPNAME={name} psql -X -q -d {database} -c '{statement}'"
-    platform.host(platform.first("postgresql")).check_output(f"systemd-run --collect {session}")
-    held = f"SELECT 1 AS one FROM pg_stat_activity WHERE application_name = '{name}' AND query LIKE '%pg_sleep%'"
-    wait_for(lambda: platform.psql(held), bool, "the lock", 10)
-
-    def let_go() -> None:
-        superuser(platform, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{name}'")
-
-    yield let_go
-    let_go()
-
-
 @pytest.mark.parametrize(
     ("time_is_over", "says"),
     [
@@ -229,8 +224,7 @@ def test_a_job_whose_time_is_over_is_cancelled(
     slot = new_slot()
     before = platform.ledger(slot)
     run_id = platform.trigger(slot)
-    state_of(platform, run_id, PHONE, "deferred")
-    state_of(platform, run_id, EMAIL, "deferred")
+    await_polls(platform, slot, run_id)
     superuser(platform, time_is_over.format(run_id=run_id), "airflow")
     wait_for(
         lambda: {job["state"] for job in jobs(platform, slot).values()}, lambda s: s == {"cancelled"}, "the cancel", 60

@@ -88,7 +88,7 @@ def test_the_service_is_killed_in_the_middle_of_a_job(
 
 
 def test_every_worker_is_killed_in_the_middle_of_a_run(
-    platform: Platform, new_slot: Callable[[], str], figures: Figures
+    platform: Platform, new_slot: Callable[[], str], held_record: Callable[[], None], figures: Figures
 ) -> None:
     """The task waits in the triggerer; what it resumes on has to come back by itself."""
     workers, slot, started = platform.groups["airflow_worker"], new_slot(), time.time()
@@ -100,6 +100,7 @@ def test_every_worker_is_killed_in_the_middle_of_a_run(
     )
     for host in workers:
         kill(platform, host, "airflow-worker")
+    held_record()
     assert_each_record_once(platform, slot, before, run_id)
     assert {platform.tasks(run_id)[task]["hostname"] for task in RULE_TASKS} <= set(workers)
     wait_for(
