@@ -70,7 +70,7 @@ lint: bootstrap ## Formats, types and the production profile of ansible-lint
 	ansible-lint
 
 unit: bootstrap ## Unit tests (each against real parts where there are any)
-	pytest $(ARGS)
+	pytest --numprocesses auto --dist worksteal $(ARGS)
 
 dag-test: bootstrap ## One DAG on this machine, against the local platform: make dag-test DAG=user_transformation
 	@python tests/dags/run_dag.py $(DAG) $(ARGS)

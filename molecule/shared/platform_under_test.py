@@ -235,11 +235,11 @@ class Platform:
         """Path of a run under ``/api/v2``."""
         return f"/dags/{dag}/dagRuns/{urllib.parse.quote(run_id, safe='')}"
 
-    def finish(self, run_id: str, seconds: float = 120) -> dict[str, Any]:
+    def finish(self, run_id: str, seconds: float = 120, dag: str = "user_transformation") -> dict[str, Any]:
         """Wait for the end of a run, however it ends."""
         return dict(
             wait_for(
-                lambda: self.api.get(self.run_path(run_id)),
+                lambda: self.api.get(self.run_path(run_id, dag)),
                 lambda run: run["state"] in ("success", "failed"),
                 f"the end of {run_id}",
                 seconds,

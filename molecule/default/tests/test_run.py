@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from platform_under_test import RULE_TASKS, Platform, Run
+from platform_under_test import RULE_TASKS, Figures, Platform, Run
 
 pytestmark = [
     pytest.mark.unit("airflow_worker", "airflow-worker"),
@@ -50,8 +50,8 @@ def test_the_ledger_has_each_record_once(run: Run) -> None:
     assert run.after["rows"] == run.after["records"] * run.after["jobs"]  # and a job has each record once at most
 
 
-def result(platform: Platform, run_id: str, task: str) -> Any:
-    path = f"{platform.run_path(run_id)}/taskInstances/{task}/xcomEntries/return_value"
+def result(platform: Platform, run_id: str, task: str, dag: str = "user_transformation") -> Any:
+    path = f"{platform.run_path(run_id, dag)}/taskInstances/{task}/xcomEntries/return_value"
     return platform.api.get(path)["value"]
 
 
@@ -72,6 +72,32 @@ def test_a_second_run_for_the_slot_transforms_nothing_again(platform: Platform, 
     assert before["rows"] == run.after["rows"]
     assert result(platform, run_id, "summary")["already_done"] is True
     assert "an earlier run has done this slot" in platform.log(run_id, "summary")
+
+
+DAILY = {
+    "user_transformation": ("User", 3),
+    "application_transformation": ("Application", 2),
+    "discovery_transformation": ("DiscoveryMetadata", 2),
+}
+
+
+def test_the_master_does_the_work_of_a_slot_and_each_own_run_finds_it_done(
+    platform: Platform, new_slot: Callable[[], str], figures: Figures
+) -> None:
+    slot = new_slot()
+    master = platform.finish(platform.trigger(slot, "master_orchestration"), dag="master_orchestration")
+    assert master["state"] == "success"
+    done = {dag: platform.ledger(slot, entity) for dag, (entity, _) in DAILY.items()}
+    for dag, (_, rule_sets) in DAILY.items():
+        assert done[dag]["jobs"] == rule_sets
+        assert done[dag]["rows"] == done[dag]["records"] * rule_sets > 0
+    for dag in DAILY:
+        run_id = platform.trigger(slot, dag)
+        assert platform.finish(run_id, dag=dag)["state"] == "success"
+        assert result(platform, run_id, "summary", dag)["already_done"] is True
+    assert {dag: platform.ledger(slot, entity) for dag, (entity, _) in DAILY.items()} == done
+    counts = ", ".join(f"{done[dag]['records']} {entity}" for dag, (entity, _) in DAILY.items())
+    figures(f"master_orchestration: {master['duration']:.1f} s for {counts} records")
 
 
 def test_a_log_of_a_worker_is_for_the_api_server_alone(platform: Platform, run: Run) -> None:
