@@ -10,7 +10,7 @@ PLAYBOOK := ansible-playbook -i inventories/$(ENV) $(ARGS)
 # Verbs that make or remove hosts touch this machine only, whatever ENV says.
 LOCAL := ansible-playbook -i inventories/local $(ARGS)
 
-.PHONY: help bootstrap up down purge site deploy rollback smoke load-test status backup restore operators preflight test lint unit dag-test scenario lock
+.PHONY: help bootstrap up down purge site deploy rollback smoke load-test status backup restore rebuild operators preflight test lint unit dag-test scenario lock
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ backup: bootstrap ## Back the databases up now, beside the nightly backups
 restore: bootstrap ## Put the databases back and prove it: make restore [TARGET_TIME=2026-01-31T13:45:00Z]
 	@$(PLAYBOOK) $(if $(TARGET_TIME),-e restore_target_time=$(TARGET_TIME)) playbooks/restore.yml
 
+rebuild: bootstrap ## Blank hosts to a proven platform with the data of its backup: make rebuild ENV=staging
+	@.ci/rebuild inventories/$(ENV) playbooks/rebuild.yml $(if $(OVER),-e restore_over=$(OVER)) \
+	  $(if $(FROM_SCRATCH),-e rebuild_from_scratch=$(FROM_SCRATCH)) $(ARGS)
+
 operators: bootstrap ## List the operators and their parameters, from their code
 	@python -m plugins.operators $(ARGS)
 
@@ -67,6 +71,8 @@ lint: bootstrap ## Formats, types and the production profile of ansible-lint
 	ruff format --check .
 	mypy
 	yamllint --strict .
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	check-jsonschema --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci .gitlab-ci.yml
 	ansible-lint
 
 unit: bootstrap ## Unit tests (each against real parts where there are any)

@@ -45,7 +45,10 @@ def git(directory: Path, *arguments: str) -> str:
 
 def revision(source: Path) -> dict[str, Any]:
     """Git commit that the source is at and whether the released files differ from it; nothing outside a git work
-    tree."""
+    tree. A release that is the source itself knows what it was built from."""
+    known = load_store().read_json(source / "manifest.json")
+    if {"files", "revision", "dirty"} <= known.keys():
+        return {name: known[name] for name in ("revision", "dirty")}
     try:
         head = git(source, "rev-parse", "HEAD")
         return {"revision": head, "dirty": bool(git(source, "status", "--porcelain", "--", *PARTS))}

@@ -272,6 +272,16 @@ class Backup:
         found: list[str] = self.ask(connection, query)
         return found
 
+    def release(self, connection: Any) -> str:
+        """Return the release that the live DAGs are from, "" without one; between two, that of most of them."""
+        if not self.dags(connection):
+            return ""
+        query = (
+            "SELECT coalesce((SELECT bundle_version FROM public.dag WHERE NOT is_stale AND bundle_version IS NOT NULL"
+            " GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 1), '')"
+        )
+        return str(self.ask(connection, query))
+
     def run_backup(self, kind: str) -> None:
         """Make a backup, prove it, have the WAL up to the proof archived, and remove proofs whose backup is gone."""
         began = time.monotonic()
@@ -468,6 +478,17 @@ class Backup:
             staged = path.with_name(f".{path.name}")
             staged.write_bytes(data)
             staged.replace(path)
+
+    def read_release(self, name: str) -> str:
+        """Return a kept release as base64 of its tar.gz; raises Failed when it is not there or not whole."""
+        path = self.records / "releases" / f"{name}.tar.gz"
+        try:
+            content, wanted = path.read_bytes(), Path(f"{path}.sha256").read_text().split()[0]
+        except (OSError, IndexError) as error:
+            raise Failed(f"release {name} is not beside the backups: {error}") from error
+        if hashlib.sha256(content).hexdigest() != wanted:
+            raise Failed(f"{path} is damaged: its checksum is another")
+        return base64.b64encode(content).decode()
 
     # --- restore ---------------------------------------------------------------------------------------------------
 
@@ -710,10 +731,11 @@ class Backup:
         raise Failed(f"the server did not come so far within {seconds:.0f} s {said}")
 
     def promoted(self, seconds: float) -> None:
-        """Wait until the restored server takes writes; print {"last_commit", "dags", "connections"}."""
+        """Wait until the restored server takes writes; print {"last_commit", "dags", "release", "connections"}."""
         found = self.wait_for_replay(None, paused=False, seconds=seconds)
         with self.session("airflow") as connection:
             found["dags"] = self.dags(connection)
+            found["release"] = self.release(connection)
             found["connections"] = []
             if self.ask(connection, "SELECT to_regclass('public.connection') IS NOT NULL"):
                 found["connections"] = self.ask(connection, ENCRYPTED)
@@ -789,7 +811,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configuration", default=CONFIGURATION)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in (*JOBS, "show"):
+    for name in (*JOBS, "show", "state"):
         commands.add_parser(name)
     commands.add_parser("ready").add_argument("--check", action="store_true")
     inspect = commands.add_parser("inspect")
@@ -800,6 +822,7 @@ def main(argv: list[str] | None = None) -> int:
     inspect.add_argument("--over", default="")
     inspect.add_argument("--name", required=True)
     commands.add_parser("keep-release").add_argument("name")
+    commands.add_parser("read-release").add_argument("name")
     commands.add_parser("promoted").add_argument("--seconds", type=float, default=LONGEST_START)
     given = parser.parse_args(argv)
     config = json.loads(Path(given.configuration).read_text())
@@ -811,8 +834,12 @@ def main(argv: list[str] | None = None) -> int:
             backup.job(given.command)
         elif given.command == "show":
             backup.show()
+        elif given.command == "state":
+            print(json.dumps(dict(zip(("state", "words"), backup.data_state(), strict=True))))
         elif given.command == "keep-release":
             backup.keep_release(given.name, sys.stdin.read())
+        elif given.command == "read-release":
+            print(backup.read_release(given.name))
         elif given.command == "ready":
             backup.ready(given.check)
         elif given.command == "inspect":
