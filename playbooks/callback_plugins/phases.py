@@ -18,7 +18,7 @@ DOCUMENTATION = """
     - Six hosts and sixty tasks print some five hundred lines with the default callback. This one prints a line for a
       task that changed something or took long, with its seconds and hosts, and all that the default prints for failures
       and diffs.
-    - With C(-v) it prints what the default prints.
+    - With C(-v) it prints what the default prints. A log file (ANSIBLE_LOG_PATH) gets a line for every task and host.
   extends_documentation_fragment:
     - default_callback
     - result_format_callback
@@ -49,6 +49,11 @@ class CallbackModule(Default):  # type: ignore[misc]
     @property
     def _verbose(self) -> bool:
         return bool(self._display.verbosity)
+
+    def _log(self, what: str, result: Any) -> None:
+        """Write a line that the screen does without."""
+        text = f"{what}: [{result.host.get_name()}] {result.task.get_name().strip()}"
+        self._display.display(text, log_only=True)
 
     def _finish_task(self) -> None:
         if self._task is None:
@@ -124,6 +129,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         if self._verbose:
             super().v2_runner_on_ok(result)
             return
+        self._log("changed" if data.get("changed") else "ok", result)
         self._handle_warnings_and_exception(result)
         if result.task.action in C._ACTION_DEBUG and "msg" in data:
             message = data["msg"]
@@ -139,6 +145,8 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Say nothing of skipped tasks."""
         if self._verbose:
             super().v2_runner_on_skipped(result)
+        else:
+            self._log("skipped", result)
 
     def v2_runner_item_on_skipped(self, result: Any) -> None:
         """Say nothing of skipped items."""
@@ -154,6 +162,8 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Say nothing of a try that is followed by another."""
         if self._verbose:
             super().v2_runner_retry(result)
+        else:
+            self._log("retried", result)
 
     def v2_on_file_diff(self, result: Any) -> None:
         """Print a diff below its task's name and host."""

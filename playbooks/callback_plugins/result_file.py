@@ -25,7 +25,7 @@ DOCUMENTATION = """
   options:
     result_file:
       description: The file.
-      type: path
+      type: str
       env: [{name: RESULT_FILE}]
 """
 
@@ -131,6 +131,9 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         self._finish_phase()
         if stats.failures or stats.dark:
             stage = self._record["failures"][-1]["stage"] if self._record["failures"] else "change"
+            # Checks come again in playbooks that a playbook imports, after it has changed something.
+            if stage == "check" and {phase["stage"] for phase in self._record["phases"]} != {"check"}:
+                stage = "change"
             self._record["outcome"] = OUTCOMES.get(stage, "failed")
         else:
             self._record |= {"outcome": "green", "failures": []}

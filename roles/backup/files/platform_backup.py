@@ -282,12 +282,14 @@ class Backup:
         )
         return str(self.ask(connection, query))
 
+    def wait_for_others(self) -> None:
+        """Let what is under way end first, until this process ends; pgBackRest would give up at once."""
+        fcntl.flock(os.open(self.state / ".backup", os.O_WRONLY | os.O_CREAT, 0o600), fcntl.LOCK_EX)
+
     def run_backup(self, kind: str) -> None:
         """Make a backup, prove it, have the WAL up to the proof archived, and remove proofs whose backup is gone."""
         began = time.monotonic()
-        lock = os.open(self.state / ".backup", os.O_WRONLY | os.O_CREAT, 0o600)
-        # Held until this process ends. A backup that is under way ends first; pgBackRest would give up at once.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        self.wait_for_others()
         self.pgbackrest("backup", f"--type={kind}", "--repo=1")
         newest = self.info()["backup"][-1]
         proof = self.prove(newest["label"])
@@ -441,6 +443,8 @@ class Backup:
 
     def ready(self, check: bool) -> None:
         """Make the stanza where it is missing; print {"changed", "first": no backup is there yet}."""
+        if not check:
+            self.wait_for_others()
         repositories = [self.info(repository) for repository in self.config["repositories"]]
         known = repositories[0]
         with self.session() as connection:

@@ -10,6 +10,8 @@ description:
   - Compares the wanted names with dpkg's own records. Unlike M(ansible.builtin.apt) it loads no package cache when
     nothing is missing, and it needs no package lists to tell in check mode what would be installed, so check mode is
     exact on a host that has never run C(apt-get update).
+  - Another package manager that is at work, such as the install of a run whose controller was lost, ends first.
+    What one that died has left half done is finished.
   - Updates the package lists before an install when they are older than O(lists_valid_seconds).
 attributes:
   check_mode: {support: full}
@@ -27,7 +29,7 @@ options:
   lock_seconds:
     description: How long to wait for another package manager to finish.
     type: int
-    default: 120
+    default: 300
 """
 
 EXAMPLES = r"""
@@ -44,12 +46,17 @@ installed:
   returned: always
 """
 
+import fcntl
 import os
 import time
+from collections.abc import Sequence
 
 from ansible.module_utils.basic import AnsibleModule
 
 LISTS = "/var/lib/apt/lists"
+LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", f"{LISTS}/lock")
+# What dpkg has not yet merged into its records: files with numbers as names.
+JOURNAL = "/var/lib/dpkg/updates"
 ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8", "NEEDRESTART_MODE": "l"}
 
 
@@ -78,13 +85,43 @@ def lists_are_fresh(valid_seconds: int) -> bool:
         return False
 
 
+def wait_for_locks(paths: Sequence[str], seconds: float) -> None:
+    """Wait until nobody holds a lock of apt or dpkg (fcntl locks both); apt itself waits for the lists' not at all.
+
+    Gives up when the time is over: the command then says who holds it.
+    """
+    until = time.monotonic() + seconds
+    for path in paths:
+        if os.path.exists(path):
+            wait_for_lock(path, until)
+
+
+def wait_for_lock(path: str, until: float) -> None:
+    """Wait until nobody holds the lock, or until this instant of the monotonic clock."""
+    with open(path, "a", encoding="utf-8") as lock:
+        while time.monotonic() < until:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                time.sleep(0.5)
+
+
+def is_interrupted(records: str = JOURNAL) -> bool:
+    """Tell whether a dpkg died at work, as dpkg itself does."""
+    try:
+        return any(name.isdigit() for name in os.listdir(records))
+    except OSError:
+        return False
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "packages": {"type": "list", "elements": "str", "required": True},
             "lists_valid_seconds": {"type": "int", "default": 3600},
-            "lock_seconds": {"type": "int", "default": 120},
+            "lock_seconds": {"type": "int", "default": 300},
         },
         supports_check_mode=True,
     )
@@ -96,11 +133,14 @@ def main() -> None:
     )
     missing = missing_packages(wanted, records)
     if missing and not module.check_mode:
+        wait_for_locks(LOCKS, module.params["lock_seconds"])
         apt_get = ["apt-get", "--quiet", f"--option=DPkg::Lock::Timeout={module.params['lock_seconds']}"]
         keep_files = ["--option=Dpkg::Options::=--force-confdef", "--option=Dpkg::Options::=--force-confold"]
         commands = [[*apt_get, *keep_files, "--yes", "--no-install-recommends", "install", *missing]]
         if not lists_are_fresh(module.params["lists_valid_seconds"]):
             commands.insert(0, [*apt_get, "update"])
+        if is_interrupted():
+            commands.insert(0, ["dpkg", "--force-confdef", "--force-confold", "--configure", "--pending"])
         for command in commands:
             code, output, errors = module.run_command(command)
             if code != 0:

@@ -12,6 +12,8 @@ description:
     means no change; an environment without one (an install that died) or with another one is built anew.
   - An environment is never changed in place. Put the lock's checksum or a version into O(path), so that a process
     that still runs from the old environment keeps it.
+  - One build at a time in a folder of environments. A build whose controller was lost goes on by itself; the next run
+    waits for its end, takes what it finished, and builds the rest anew.
   - A folder that is neither empty nor a virtual environment is never deleted; the module fails instead.
 attributes:
   check_mode: {support: full}
@@ -63,12 +65,15 @@ seconds:
   returned: always
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -133,7 +138,22 @@ def build_commands(path: str, requirements_file: str, python: str, uv: str | Non
     ]
 
 
-def build(module: AnsibleModule, marker: dict[str, str]) -> None:
+@contextlib.contextmanager
+def alone(path: str) -> Iterator[int]:
+    """Keep others from building beside ``path``; yield the file that holds the lock, for the installer to hold as well.
+
+    The lock is on the folder, so it leaves no file, and it ends with the last process that has it open.
+    """
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    lock = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def build(module: AnsibleModule, marker: dict[str, str], lock: int) -> None:
     """Build the environment of ``module.params`` anew and mark it finished; fail the module when a command fails."""
     path, python, uv = module.params["path"], module.params["python"], module.params["uv"]
     for name in UNWANTED_ENVIRONMENT:
@@ -148,7 +168,7 @@ def build(module: AnsibleModule, marker: dict[str, str]) -> None:
         requirements.write(module.params["requirements"])
         requirements.flush()
         for command in build_commands(path, requirements.name, python, uv):
-            code, output, errors = module.run_command(command, environ_update=environment, cwd="/")
+            code, output, errors = module.run_command(command, environ_update=environment, cwd="/", pass_fds=[lock])
             if code != 0:
                 shutil.rmtree(path, ignore_errors=True)
                 module.fail_json(
@@ -199,7 +219,9 @@ def main() -> None:
             invocation=invocation(module),
         )
     if changed and not module.check_mode:
-        build(module, wanted)
+        with alone(path) as lock:
+            if read_marker(path) != wanted:
+                build(module, wanted, lock)
     module.exit_json(
         changed=changed,
         path=path,

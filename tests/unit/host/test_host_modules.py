@@ -1,10 +1,13 @@
 """Tests of what the modules of role host decide."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 
-from roles.host.library.debian_packages import missing_packages
+from roles.host.library.debian_packages import is_interrupted, missing_packages, wait_for_locks
 from roles.host.library.nftables_table import normal_form
 from roles.host.library.service_users import plan
 from roles.host.library.trusted_certificates import split_bundle
@@ -22,6 +25,30 @@ def test_only_installed_packages_count():
 def test_check_mode_names_a_package_that_no_list_knows():
     result = run_module("host/library/debian_packages.py", {"packages": ["no-such-package"]}, check=True)
     assert (result["changed"], result["installed"]) == (True, ["no-such-package"])
+
+
+def test_a_package_manager_at_work_is_awaited(tmp_path):
+    lock = tmp_path / "lock"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX);"
+         " print(flush=True); time.sleep(1)", lock], stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdout
+    holder.stdout.readline()
+    began = time.monotonic()
+    wait_for_locks([str(lock), str(tmp_path / "none")], 0.2)
+    assert holder.poll() is None, "the limit holds"
+    wait_for_locks([str(lock)], 30)
+    assert time.monotonic() - began > 0.8
+    holder.wait()
+
+
+def test_a_dpkg_that_died_is_known_by_its_journal(tmp_path):
+    assert not is_interrupted(str(tmp_path / "none"))
+    (tmp_path / "tmp.i").touch()
+    assert not is_interrupted(str(tmp_path))
+    (tmp_path / "0001").touch()
+    assert is_interrupted(str(tmp_path))
 
 
 def test_a_new_user_gets_its_group_first():

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,20 @@ def test_an_install_that_died_is_built_anew(tmp_path):
     assert run(path=str(path), requirements=SIX, uv=UV)["changed"] is True
     assert imports_six(path)
     assert not (path / "rubbish").exists()
+
+
+def test_a_build_that_a_lost_run_left_behind_ends_first(tmp_path):
+    """It holds the lock as long as the installer itself lives, module or not; what it finished is taken as it is."""
+    path = tmp_path / "venv"
+    installer = tmp_path / "slow-uv"
+    installer.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\nsleep 1\nexec {UV} "$@"\n')
+    installer.chmod(0o755)
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(run, path=str(path), requirements=SIX, uv=str(installer)) for _ in range(2)]
+        results = [each.result() for each in both]
+    assert [result.get("failed") for result in results] == [None, None], results
+    assert len((tmp_path / "called").read_text().splitlines()) == 2, "one build: venv and sync"
+    assert imports_six(path)
 
 
 def test_pip_installs_where_there_is_no_uv(tmp_path):
