@@ -91,6 +91,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         stage = play.get_vars().get("run_stage", "change")
         self._phase = {"name": play.get_name().strip(), "stage": stage, "seconds": None, "changed": 0}
         self._record["phases"].append(self._phase)
+        self._record["check_mode"] = bool(play.check_mode)
         self._write()
 
     def v2_runner_on_ok(self, result: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -37,6 +38,13 @@ def test_the_manifest_knows_the_revision(action, tmp_path):
     assert action.revision(tmp_path)["dirty"] is False
     (tmp_path / "dags/two.py").write_text("")
     assert action.revision(tmp_path) == {"revision": clean["revision"], "dirty": True}
+
+
+def test_a_release_as_the_source_knows_its_own_revision(action, tmp_path):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)  # that it lies in another work tree says nothing
+    manifest = {"id": "3f2a9c01d7be", "files": {}, "revision": "a" * 40, "dirty": False, "by": "somebody"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert action.revision(tmp_path) == {"revision": "a" * 40, "dirty": False}
 
 
 def test_a_git_revision_is_released_as_it_was(action, tmp_path):

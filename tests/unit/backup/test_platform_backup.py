@@ -5,6 +5,7 @@ import gzip
 import importlib.util
 import json
 import shutil
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from ansible.parsing.vault import VaultLib, VaultSecret
 from cryptography.fernet import Fernet
 
 from roles.backup.filter_plugins.backup_keys import backup_key_problems, backup_undecryptable
+from roles.backup.filter_plugins.backup_rebuild import backup_data, backup_rebuild_problems
 from tests.unit.conftest import PostgresqlServer, make_postgresql, start_postgresql, stop_postgresql
 
 PROGRAM = Path(__file__).parents[3] / "roles/backup/files/platform_backup.py"
@@ -275,3 +277,79 @@ def test_what_no_key_decrypts_is_named():
     entries = [[name, Fernet(key).encrypt(b"x").decode()] for name, key in (("first", old), ("second", new))]
     assert backup_undecryptable(entries, f"{new},{old}") == []
     assert backup_undecryptable(entries, new) == ["first"]
+
+
+# --- rebuild ----------------------------------------------------------------------------------------------------------
+
+
+def state(name: str, words: str) -> str:
+    return json.dumps({"state": name, "words": words})
+
+
+@pytest.mark.parametrize(
+    ("traces", "words"),
+    [
+        ("", ""),
+        ("/var/lib/postgresql/17/main/PG_VERSION\n" + state("blank", "the databases have no tables"), ""),
+        ("/var/lib/postgresql/17/main/PG_VERSION\n", "a PostgreSQL cluster is in /var/lib/postgresql/17/main"),
+        (state("full", "a server with 86 tables runs"), "a server with 86 tables runs"),
+        (state("broken", "no server answers"), "no server answers"),
+        ("/opt/airflow/current\n" + state("blank", "empty"), "a release is live (/opt/airflow/current)"),
+    ],
+)
+def test_what_a_host_holds_is_told_and_an_empty_cluster_is_blank(traces, words):
+    assert backup_data(traces) == words
+
+
+@pytest.mark.parametrize(
+    ("data", "repository", "over", "from_scratch", "says"),
+    [
+        ({"pg": "", "worker": ""}, "/repo", "", False, []),
+        ({"pg": "data", "worker": "a release"}, "/repo", "", False, ["pg is not blank", "worker is not blank"]),
+        ({"pg": "data", "worker": "a release"}, "/repo", "pg", False, []),
+        ({"pg": "data", "worker": ""}, "/repo", "worker", False, ["pg is not blank", "OVER names worker"]),
+        ({"pg": "", "worker": ""}, "", "", False, ["pg has no backup"]),
+        ({"pg": "", "worker": ""}, None, "", False, []),
+        ({"pg": "", "worker": ""}, "", "", True, []),
+        ({"pg": "", "worker": ""}, "/repo", "", True, ["pg has a backup in /repo"]),
+        ({"pg": "data", "worker": ""}, "", "pg", True, ["nothing begins from scratch over data"]),
+    ],
+)
+def test_a_rebuild_is_refused_with_all_reasons(data, repository, over, from_scratch, says):
+    problems = backup_rebuild_problems(data, "pg", repository, over, from_scratch, [])
+    assert len(problems) == len(says)
+    for problem, text in zip(problems, says, strict=True):
+        assert text in problem["problem"]
+        assert problem["fix"]
+
+
+def test_problems_of_the_keys_are_reasons_too():
+    keys = [{"problem": "another key", "fix": "that one"}]
+    assert backup_rebuild_problems({"pg": ""}, "pg", "/repo", "", False, keys) == keys
+
+
+def test_a_kept_release_is_given_back_whole_or_not_at_all(backup, tmp_path):
+    folder = tmp_path / "source/abc"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    with tarfile.open(tmp_path / "release", "w:gz") as archive:
+        archive.add(folder, arcname="abc")
+    text = base64.b64encode((tmp_path / "release").read_bytes()).decode()
+    backup.keep_release("abc", text)
+    assert backup.read_release("abc") == text
+    with pytest.raises(program.Failed, match="is not beside the backups"):
+        backup.read_release("def")
+    (backup.records / "releases/abc.tar.gz").write_bytes(b"x")
+    with pytest.raises(program.Failed, match="is damaged"):
+        backup.read_release("abc")
+
+
+def test_the_release_of_most_live_dags_counts(backup, sql, server):
+    with backup.session("one") as connection:
+        assert backup.release(connection) == "", "before Airflow has made its tables"
+        sql(
+            "CREATE TABLE dag (dag_id text, bundle_version text, is_stale bool); INSERT INTO dag VALUES"
+            " ('a', 'new', false), ('b', 'new', false), ('c', 'old', false), ('d', 'gone', true), ('e', 'gone', true),"
+            " ('f', 'gone', true), ('g', NULL, false)"
+        )
+        assert backup.release(connection) == "new"
