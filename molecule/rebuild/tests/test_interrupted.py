@@ -8,36 +8,49 @@ import random
 import signal
 import subprocess
 import time
+from typing import Any
 
 import pytest
 from deployments import changed
 from platform_under_test import ROOT, Figures
 
 KILLS = 3
+PLAYS = range(2, 11)  # from Hosts to the release of DAGs; after it nothing changes a host any more
+LONGEST_DELAY = 10.0  # seconds
+
+
+def run_and_kill(hosts: Any, play: int, delay: float) -> list[str]:
+    """Start site.yml, kill it with all its children some seconds after a play began; return what it had printed."""
+    process = subprocess.Popen(
+        hosts.command("site"), cwd=ROOT, env=hosts.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout
+    lines = []
+    for line in process.stdout:
+        lines.append(line.strip())
+        if line.startswith(f"({play}/"):
+            break
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(delay)
+    assert process.poll() is None, "ended before its kill:\n" + "\n".join(lines) + process.stdout.read()
+    os.killpg(process.pid, signal.SIGKILL)
+    lines += [f"{delay:.0f} s later", *(line.strip() for line in process.communicate()[0].splitlines())]
+    return [line for line in lines if line]
 
 
 @pytest.mark.slow
 def test_killed_at_random_points_site_converges(hosts, figures: Figures) -> None:
+    """Each kill hits a later play than the one before, some seconds after its begin."""
     seed = os.environ.get("INTERRUPTED_SEED", str(random.randrange(10**6)))
     chance = random.Random(seed)
-    print(f"INTERRUPTED_SEED={seed}")
     hosts.lose(backups=True)
-    for number in range(KILLS):
-        process = subprocess.Popen(
-            hosts.command("site"), cwd=ROOT, env=hosts.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, start_new_session=True,
-        )  # fmt: skip
-        after = chance.uniform(10, 70)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(after)
-        assert process.poll() is None, f"ended with {process.returncode} before its kill:\n{process.communicate()[0]}"
-        os.killpg(process.pid, signal.SIGKILL)
-        output = process.communicate()[0]
-        done = [line.strip() for line in output.splitlines() if line.strip()]
-        figures(f"kill {number + 1} of site.yml after {after:.0f} s, after: {done[-1] if done else 'nothing'}")
+    for play in sorted(chance.sample(PLAYS, KILLS)):
+        output = run_and_kill(hosts, play, chance.uniform(0.2, LONGEST_DELAY))
+        figures(f"site.yml killed: {' / '.join(output[-2:])}")
     began = time.monotonic()
     hosts.play("site")
     figures(f"the next run: green after {time.monotonic() - began:.0f} s")
     began = time.monotonic()
     assert set(changed(hosts.play("site")).values()) == {0}
-    figures(f"the run after it: 0 changed, {time.monotonic() - began:.0f} s (seed {seed})")
+    figures(f"the run after it: 0 changed, {time.monotonic() - began:.0f} s (INTERRUPTED_SEED={seed})")
