@@ -42,7 +42,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         self._task: Task | None = None
         self._task_began = 0.0
         self._changed: list[str] = []
-        self._play_name = ""
+        self._play_name = self._play_id = ""
         self._play_number = self._plays = 0
         self._times: list[tuple[float, str]] = []
 
@@ -80,7 +80,10 @@ class CallbackModule(Default):  # type: ignore[misc]
         super().v2_playbook_on_start(playbook)
 
     def v2_playbook_on_play_start(self, play: Play) -> None:
-        """Print the phase."""
+        """Print the phase. A play with ``serial`` starts once for each batch and stays one phase."""
+        if play._uuid == self._play_id and not self._verbose:
+            return
+        self._play_id = play._uuid
         self._finish_play()
         self._play_number += 1
         self._play_name, self._play_began = play.get_name().strip(), time.monotonic()

@@ -16,7 +16,8 @@ import ansible.module_utils
 import pytest
 
 # Where Ansible puts a role's own module_utils, when it runs the role's modules.
-ansible.module_utils.__path__.append(str(Path(__file__).parents[2] / "roles/airflow_smoke/module_utils"))
+for role in ("airflow", "airflow_smoke"):
+    ansible.module_utils.__path__.append(str(Path(__file__).parents[2] / f"roles/{role}/module_utils"))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import re
 import time
 import urllib.error
 import urllib.parse
@@ -16,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from ansible.module_utils.airflow_api import Api, ApiFailed
+from ansible.module_utils.airflow_workers import BrokerFailed, active_queues, consumed, without_credentials
 from ansible.module_utils.basic import AnsibleModule
 
 if TYPE_CHECKING:
@@ -146,7 +146,6 @@ run_id:
 
 POLL_SECONDS: Final = 0.5
 LOG_LINES: Final = 15
-_URL_CREDENTIALS: Final = re.compile(r"(?<=://)[^/@\s]*@")
 # kombu appends these to a queue's name for messages of higher priority (kombu.transport.redis.Channel).
 _PRIORITY_SUFFIXES: Final = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 
@@ -221,14 +220,9 @@ def judge_workers(
 ) -> str:
     """Check that each expected worker consumes, and that each queue has a consumer.
 
-    `replies`: Celery's `active_queues`, node name (`celery@worker-1`) -> queues. A worker may answer and yet consume
-    nothing after a restart of Redis (apache/airflow#63580), so an answer alone proves nothing.
+    `replies`: Celery's `active_queues`, node name (`celery@worker-1`) -> queues.
     """
-    consuming = {
-        # An error comes as a dictionary where the list of queues should be.
-        node.partition("@")[2]: {queue["name"] for queue in active} if isinstance(active, list) else set[str]()
-        for node, active in replies.items()
-    }
+    consuming = consumed(replies)
     problems = [f"{worker} does not answer over the broker" for worker in workers if worker not in consuming]
     problems += [f"{worker} answers and consumes no queue" for worker in workers if consuming.get(worker) == set()]
     served = set[str]().union(*consuming.values())
@@ -467,23 +461,14 @@ class Smoke:
             raise CheckFailed(f"{self._options['broker_url_file']}: {error.strerror}") from None
 
     def _workers(self) -> str:
-        from celery import Celery
-
-        app = Celery("airflow_smoke", broker=self._broker_url(), set_as_current=False)
-        limits = {"socket_connect_timeout": 3, "socket_timeout": 5, "retry_on_timeout": False}
-        app.conf.update(broker_transport_options=limits, broker_connection_retry=False)
-        workers = self._options["workers"]
-        names = [f"celery@{worker}" for worker in workers]
+        url, workers = self._broker_url(), self._options["workers"]
         try:
-            # With destinations and a limit the answer is complete, and there, as soon as the last worker has answered.
-            found = app.control.inspect(destination=names or None, limit=len(names) or None, timeout=2).active_queues()
-            if names and set(found or {}) < set(names):  # who else answers, for the message
-                found = (app.control.inspect(timeout=1).active_queues() or {}) | (found or {})
-        except Exception as error:  # the broker's client library has a zoo of them
-            raise CheckFailed(f"broker: {_without_credentials(error)}") from None
-        finally:
-            app.close()
-        return judge_workers(found or {}, workers, self._options["queues"])
+            found = active_queues(url, workers)
+            if workers and len(found) < len(workers):  # who else answers, for the message
+                found = active_queues(url, seconds=1) | found
+        except BrokerFailed as error:
+            raise CheckFailed(f"broker: {error}") from None
+        return judge_workers(found, workers, self._options["queues"])
 
     def _queues(self) -> str:
         import redis
@@ -495,7 +480,7 @@ class Smoke:
                 for name in self._options["queues"]
             }
         except redis.RedisError as error:
-            raise CheckFailed(f"broker: {_without_credentials(error)}") from None
+            raise CheckFailed(f"broker: {without_credentials(error)}") from None
         finally:
             client.close()
         if any(waiting.values()):
@@ -635,10 +620,6 @@ def _length(client: redis.Redis, name: str) -> int:
 
 def _slots(slots: int) -> str:
     return "unlimited" if slots == -1 else str(slots)
-
-
-def _without_credentials(error: Exception) -> str:
-    return _URL_CREDENTIALS.sub("", f"{type(error).__name__}: {error}")
 
 
 # --- Ansible ----------------------------------------------------------------------------------------------------------

@@ -32,11 +32,19 @@ options:
     type: list
     elements: path
     default: []
+  restart:
+    description: With C(false), what runs goes on running; O(units) that must restart come back as RV(pending).
+    type: bool
+    default: true
 """
 
 RETURN = r"""
 actions:
   description: What was (in check mode, would be) done, for example C(restart redis-server.service).
+  type: list
+  returned: always
+pending:
+  description: Units that must restart and were left running.
   type: list
   returned: always
 """
@@ -139,6 +147,7 @@ def main() -> None:
                 },
             },
             "changed_paths": {"type": "list", "elements": "path", "default": []},
+            "restart": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )
@@ -151,9 +160,12 @@ def main() -> None:
 
     boot = time.time() - time.monotonic()
     changed = set(module.params["changed_paths"])
-    actions, before, after = [], "", ""
+    actions, pending, before, after = [], [], "", ""
     for unit, entry in zip(units, shown, strict=True):
         verbs, reasons = plan(unit, entry, boot, changed)
+        if reasons and not module.params["restart"]:
+            verbs.remove("restart")
+            pending.append(unit["name"])
         for verb in verbs:
             actions.append(f"{verb} {unit['name']}")
             before += f"{unit['name']}: {entry.get('ActiveState')}, {entry.get('UnitFileState') or 'no unit file'}\n"
@@ -162,7 +174,7 @@ def main() -> None:
             if not module.check_mode:
                 _systemctl(module, verb, unit["name"])
 
-    module.exit_json(changed=bool(actions), actions=actions, diff={"before": before, "after": after})
+    module.exit_json(changed=bool(actions), actions=actions, pending=pending, diff={"before": before, "after": after})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.unit.host.run_module import run_module
+
 PATH = Path(__file__).parents[3] / "roles" / "host" / "library" / "systemd_units.py"
 BOOT = 1_000_000.0
 STARTED = 50.0  # seconds after boot
@@ -76,3 +78,27 @@ def test_a_drop_in_that_systemd_has_not_read_needs_a_reload(module: ModuleType, 
     path.touch()
     assert module.needs_reload(wanted, said_no)
     assert not module.needs_reload(wanted, {**said_no, "DropInPaths": f"/lib/x.conf {path}"})
+
+
+FAKE = """#!/bin/sh
+echo "$@" >> {log}
+test "$1" != show || printf 'Id=a.service\\nLoadState=loaded\\nActiveState=active\\nUnitFileState=enabled\\n'
+"""
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("restart", [False, True])
+def test_without_restart_what_runs_goes_on_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: bool, check: bool
+) -> None:
+    fake, log, changed = tmp_path / "systemctl", tmp_path / "log", tmp_path / "a.conf"
+    fake.write_text(FAKE.format(log=log))
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    units = [unit(name="a.service", restart_after=[str(changed)])]
+    parameters = {"units": units, "changed_paths": [str(changed)], "restart": restart}
+    result = run_module("host/library/systemd_units.py", parameters, check=check)
+    assert result["pending"] == ([] if restart else ["a.service"])
+    assert result["actions"] == (["restart a.service"] if restart else [])
+    assert result["changed"] == restart
+    assert ("restart a.service" in log.read_text()) == (restart and not check)
