@@ -95,7 +95,7 @@ class Deployer:
         return subprocess.Popen(
             [
                 str(Path(sys.executable).with_name("ansible-playbook")),
-                *("-i", "inventories/local"),
+                *(f"-i{name}" for name in self.platform.inventories),
                 f"playbooks/{playbook}.yml",
                 *self.arguments,
                 *("-e", json.dumps(variables)),
@@ -186,9 +186,9 @@ class Deployer:
         body = {"logical_date": None, "conf": {"gate": gate}}
         return str(self.platform.api.call("POST", "/dags/deploy_probe/dagRuns", body)["dag_run_id"])
 
-    def open(self, gate: str) -> None:
-        """Let the tasks that wait for the gate end."""
-        for name in self.platform.groups["airflow_worker"]:
+    def open(self, gate: str, *hosts: str) -> None:
+        """Let the tasks that wait for the gate end, on every worker or on some."""
+        for name in hosts or self.platform.groups["airflow_worker"]:
             self.platform.host(name).check_output("touch %s", gate)
 
     def held(self, run_id: str) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """The platform as tests see it: its hosts over SSH, its addresses, its secrets, and its REST API.
 
 Which set of hosts: ``PLATFORM_NAMESPACE`` (default ``molecule``) names a folder of ``.local`` that role test_host made;
-``PLATFORM_INVENTORY`` (default ``inventories/local``) gives groups and wanted flows. So the same tests run on the hosts
+``PLATFORM_INVENTORY`` (default ``inventories/local``; several with a colon between) gives groups and wanted flows. So
+the same tests run on the hosts
 of ``make up``: ``PLATFORM_NAMESPACE=local pytest molecule/default/tests``. Those that kill things run
 on Molecule's hosts alone unless asked for with ``-m kills`` or ``PLATFORM_DISPOSABLE=1``.
 """
@@ -129,6 +130,7 @@ class Platform:
     groups: Mapping[str, Sequence[str]]
     flows: Sequence[Mapping[str, Any]]
     directory: Path
+    inventories: Sequence[str] = ("inventories/local",)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -162,7 +164,11 @@ class Platform:
     @functools.cached_property
     def api(self) -> Api:
         """The REST API of the first scheduler, as ``admin``."""
-        return Api(f"http://{self.address('airflow_scheduler')}:8080", "admin", self.secrets["airflow_admin_password"])
+        return self.api_at(self.first("airflow_scheduler"))
+
+    def api_at(self, host: str) -> Api:
+        """The REST API at the address of one host."""
+        return Api(f"http://{self.addresses[host]}:8080", "admin", self.secrets["airflow_admin_password"])
 
     def first(self, group: str) -> str:
         """Name of the group's first host."""
@@ -288,9 +294,9 @@ def wait_for(ask: Callable[[], T], good: Callable[[T], bool], what: str, seconds
 @functools.cache
 def load() -> Platform:
     """Read groups and flows from the inventory; the hosts need not exist yet."""
-    inventory = os.environ.get("PLATFORM_INVENTORY", "inventories/local")
+    inventories = os.environ.get("PLATFORM_INVENTORY", "inventories/local").split(":")
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("ansible-inventory")), "-i", inventory, "--list"],
+        [str(Path(sys.executable).with_name("ansible-inventory")), *(f"-i{name}" for name in inventories), "--list"],
         cwd=ROOT,
         env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
         capture_output=True,
@@ -299,7 +305,7 @@ def load() -> Platform:
     )
     listed = json.loads(done.stdout)
     hostvars = listed.pop("_meta")["hostvars"]
-    namespace = os.environ.get("PLATFORM_NAMESPACE", "molecule")
+    namespace = os.environ.get("PLATFORM_NAMESPACE") or os.environ.get("TEST_HOST_NAMESPACE") or "molecule"
     return Platform(
         namespace=namespace,
         groups={
@@ -308,4 +314,5 @@ def load() -> Platform:
         | {"all": sorted(hostvars)},
         flows=next(iter(hostvars.values()))["host_flows"],
         directory=ROOT / ".local" / namespace,
+        inventories=inventories,
     )

@@ -29,7 +29,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Unasked, only hosts that nobody works on are hurt.
     asked = config.option.markexpr
-    disposable = platform_under_test.load().namespace == "molecule" or "PLATFORM_DISPOSABLE" in os.environ
+    disposable = platform_under_test.load().namespace == "molecule" or os.environ.keys() & {
+        "MOLECULE_SCENARIO_NAME",
+        "PLATFORM_DISPOSABLE",
+    }
     for item in items:
         if item.get_closest_marker("slow") and "slow" not in asked:
             item.add_marker(pytest.mark.skip(reason="takes minutes: run it with -m slow"))

@@ -1,0 +1,139 @@
+"""A change of the configuration with 20 tasks running: host by host, no task killed, the API there all the time."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from api_probe import Seen, probed
+from deployments import Deployer, changed
+from platform_under_test import AIRFLOW_PYTHON, Figures, Platform, wait_for
+
+pytestmark = [
+    pytest.mark.unit("airflow_worker", "airflow-worker"),
+    pytest.mark.unit("airflow_scheduler", "airflow-api-server"),
+]
+TASKS = 20
+LONGEST_GAP_SECONDS = 10
+DRAIN_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Story:
+    """A rolling change under load, as seen from outside."""
+
+    output: str
+    seconds: float
+    tasks: list[dict[str, Any]]
+    api: dict[str, Seen]
+    drained: list[tuple[str, str]]
+    """For each worker that drained: its name, and what the other workers did meanwhile."""
+    second: str
+
+
+@pytest.fixture(scope="module")
+def deployer(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployer]:
+    made = Deployer.make(platform, tmp_path_factory.mktemp("source"))
+    before = made.live()
+    made.probe_dag("rolling")
+    made.run(airflow_release_smoke=False)
+    yield made
+    made.run("site")
+    made.run("rollback_release", release_id=before, airflow_release_smoke=False)
+    assert platform.api.send("DELETE", "/api/v2/dags/deploy_probe", token=platform.api.token).status in (204, 404)
+
+
+def states(platform: Platform) -> dict[str, str]:
+    """What systemd says of each worker."""
+    return {
+        name: str(platform.host(name).run("systemctl is-active airflow-worker").stdout).strip()
+        for name in platform.groups["airflow_worker"]
+    }
+
+
+@pytest.fixture(scope="module")
+def story(platform: Platform, deployer: Deployer) -> Story:
+    workers, gate = platform.groups["airflow_worker"], f"/run/deploy_probe_{time.time_ns()}"
+    # Places for all tasks at once; a restart gives each worker its own number back.
+    scheduler, more = platform.first("airflow_scheduler"), -(-TASKS // len(workers))
+    assert len(platform.probe(scheduler, "celery_pool", more, python=AIRFLOW_PYTHON)) == len(workers)
+    run_id = deployer.trigger(gate)
+    deployer.await_running(run_id, TASKS)
+    drained: list[tuple[str, str]] = []
+    over = threading.Event()
+
+    def release_what_drains() -> None:
+        """Each worker is kept waiting for its tasks for a while; then they end."""
+        while not over.wait(0.5) and len(drained) < len(workers):
+            now = states(platform)
+            for name in set(workers) - {name for name, _ in drained}:
+                if now[name] == "deactivating":
+                    time.sleep(DRAIN_SECONDS)
+                    now = states(platform)
+                    others = sorted({state for other, state in now.items() if other != name})
+                    drained.append((name, f"{now[name]}, others {', '.join(others)}"))
+                    deployer.open(gate, name)
+
+    watcher = threading.Thread(target=release_what_drains)
+    watcher.start()
+    urls = [f"http://{platform.addresses[name]}:8080/api/v2/version" for name in platform.groups["airflow_scheduler"]]
+    settings = {"airflow_settings": {"core": {"parallelism": 33}}}
+    try:
+        with probed(urls) as api:
+            began = time.monotonic()
+            output = deployer.run("site", **settings)
+            seconds = time.monotonic() - began
+    finally:
+        over.set()
+        watcher.join()
+        deployer.open(gate)
+    deployer.values(run_id)
+    tasks = deployer.held(run_id)
+    return Story(output, seconds, tasks, api, drained, deployer.run("site", **settings))
+
+
+def test_no_task_is_killed_and_none_runs_twice(story: Story) -> None:
+    assert len(story.tasks) == TASKS
+    assert {(task["state"], task["try_number"]) for task in story.tasks} == {("success", 1)}
+
+
+def test_each_worker_drains_while_the_others_work(platform: Platform, story: Story) -> None:
+    workers = platform.groups["airflow_worker"]
+    assert [name for name, _ in story.drained] == list(workers)
+    others = ", others active" if len(workers) > 1 else ", others "
+    assert {state for _, state in story.drained} == {f"deactivating{others}"}
+
+
+def test_the_api_answers_all_the_time(platform: Platform, story: Story, figures: Figures) -> None:
+    for url, seen in story.api.items():
+        figures(f"rolling restart in {story.seconds:.0f} s, {url}: {seen}")
+    assert [seen.failures for seen in story.api.values()] == [[] for _ in story.api]
+    if len(platform.groups["airflow_scheduler"]) > 1:
+        assert max(max(seen.gap, seen.slowest) for seen in story.api.values()) <= LONGEST_GAP_SECONDS
+
+
+def test_every_component_runs_the_new_configuration(platform: Platform, story: Story) -> None:
+    for host, count in changed(story.output).items():
+        touched = host in {*platform.groups["airflow_scheduler"], *platform.groups["airflow_worker"]}
+        assert (count > 0) == touched, story.output
+    written = "stat -c %Y /etc/airflow/airflow.cfg"
+    for name in {*platform.groups["airflow_scheduler"], *platform.groups["airflow_worker"]}:
+        host = platform.host(name)
+        shown = host.check_output("systemctl show -p Id -p ExecMainStartTimestamp 'airflow-*.service' --timestamp=unix")
+        started = re.findall(r"ExecMainStartTimestamp=@(\d+)", shown)
+        assert started
+        assert min(map(int, started)) >= int(host.check_output(written)), shown
+
+
+def test_a_second_run_changes_nothing(story: Story) -> None:
+    assert set(changed(story.second).values()) == {0}
+
+
+def test_the_workers_take_tasks_again(platform: Platform, story: Story) -> None:
+    wait_for(lambda: set(states(platform).values()), lambda found: found == {"active"}, "the workers", 10)
+    assert "consuming default" in story.second
