@@ -230,6 +230,19 @@ class Platform:
         output = self.host(name).run("journalctl --no-pager --output=short-iso --unit=%s --lines=%s", unit, str(lines))
         return self.redact(str(output.stdout))
 
+    def power(self, action: str, name: str) -> None:
+        """Give a local host a fate: ``kill`` (power off at once), ``start``, ``restart``, ``pause``."""
+        subprocess.run(["podman", action, f"{self.namespace}-{name}"], check=True, capture_output=True, timeout=120)
+
+    def await_up(self, name: str, seconds: float = 60) -> None:
+        """Wait until a host answers and every unit of it runs."""
+        wait_for(
+            lambda: str(self.host(name).run("systemctl is-system-running").stdout).strip(),
+            lambda state: state == "running",
+            f"{name} to be up",
+            seconds,
+        )
+
     # --- DAG runs ------------------------------------------------------------------------------------------------
 
     def trigger(self, slot: str, dag: str = "user_transformation") -> str:

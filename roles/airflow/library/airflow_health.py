@@ -18,7 +18,8 @@ description:
 options:
   host: {description: Name of this host in Airflow., required: true}
   components: {description: What runs on this host., type: list, elements: str, required: true}
-  api: {description: URL of the API server of this host., default: "http://127.0.0.1:8080"}
+  api: {description: URL of the API server of this host., default: "http://127.0.0.1:8081"}
+  proxy_port: {description: Port that this host's proxy has to listen on., type: int}
   version: {description: Version that must answer., default: ""}
   seconds: {description: How long to wait., type: int, default: 180}
 attributes:
@@ -129,9 +130,18 @@ def worker_problems(host: str, replies: Mapping[str, Any]) -> list[str]:
     return [] if queues[host] else ["the worker answers and consumes no queue"]
 
 
-def problems(host: str, components: Sequence[str], api: str, version: str) -> list[str]:
+def port_problems(port: int, name: str) -> list[str]:
+    """Say whether nobody listens."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=3).close()
+    except OSError as error:
+        return [f"{name} (port {port}) does not answer: {error}"]
+    return []
+
+
+def problems(host: str, components: Sequence[str], api: str, version: str, proxy_port: int | None) -> list[str]:
     """Return what is wrong now, in words."""
-    found = []
+    found = port_problems(proxy_port, "the proxy") if proxy_port else []
     if "api-server" in components:
         found += api_problems(api, version)
     with_jobs = [component for component in components if component in JOBS]
@@ -145,11 +155,9 @@ def problems(host: str, components: Sequence[str], api: str, version: str) -> li
     if "worker" in components:
         try:
             found += worker_problems(host, active_queues(credential("broker_url"), [host]))
-            socket.create_connection(("127.0.0.1", LOG_SERVER_PORT), timeout=3).close()
         except BrokerFailed as error:
             found.append(f"broker: {error}")
-        except OSError as error:
-            found.append(f"the worker's log server (port {LOG_SERVER_PORT}) does not answer: {error}")
+        found += port_problems(LOG_SERVER_PORT, "the worker's log server")
     return found
 
 
@@ -159,7 +167,8 @@ def main() -> None:
         argument_spec={
             "host": {"required": True},
             "components": {"type": "list", "elements": "str", "required": True},
-            "api": {"default": "http://127.0.0.1:8080"},
+            "api": {"default": "http://127.0.0.1:8081"},
+            "proxy_port": {"type": "int"},
             "version": {"default": ""},
             "seconds": {"type": "int", "default": 180},
         },
@@ -168,7 +177,7 @@ def main() -> None:
     p = module.params
     start = time.monotonic()
     while True:
-        found = problems(p["host"], p["components"], p["api"].rstrip("/"), p["version"])
+        found = problems(p["host"], p["components"], p["api"].rstrip("/"), p["version"], p["proxy_port"])
         waited = round(time.monotonic() - start, 1)
         if not found:
             module.exit_json(changed=False, waited=waited)

@@ -85,6 +85,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
         problems += host_checks.check_address(host, facts, plan["address"])
         problems += host_checks.check_login(host, facts, plan["login"])
         problems += host_checks.check_synchroniser(host, facts, plan["time_sync_required"])
+        problems += host_checks.check_airflow(host, facts, args["airflow_version"])
         problems += host_checks.check_names(host, facts, plan["names"])
         problems += host_checks.check_ports(host, facts, listeners)
         return {"problems": problems, "facts": facts, "offset": said["offset"], "ports": len(listeners)}

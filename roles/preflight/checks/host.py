@@ -178,6 +178,23 @@ def check_address(host: str, facts: Mapping[str, Any], address: str) -> list[Pro
     ]
 
 
+def check_airflow(host: str, facts: Mapping[str, Any], wanted: str) -> list[Problem]:
+    """Report a platform of another Airflow version than the one that would be installed; ``wanted`` empty: any."""
+    found = facts["airflow_version"]
+    if not found or not wanted or found == wanted:
+        return []
+    return [
+        problem(
+            "E-HOST-AIRFLOW",
+            "Airflow",
+            host=host,
+            found=f"{found}, installed",
+            wanted=f"{wanted}, as roles/airflow/files/requirements.txt or airflow_requirements says",
+            fix=f"make upgrade, which backs up, drains and can go back; or check out the revision that has {found}",
+        )
+    ]
+
+
 def check_ports(host: str, facts: Mapping[str, Any], listeners: Sequence[Mapping[str, Any]]) -> list[Problem]:
     """Report needed ports that something else than their own unit holds.
 

@@ -200,6 +200,14 @@ def resolve(name: str) -> str:
     return ""
 
 
+def airflow_version() -> str:
+    """Return the version that the link to the venv in use is named after, or nothing."""
+    try:
+        return os.path.basename(os.readlink("/opt/airflow/venv")).rpartition("-")[0]
+    except OSError:
+        return ""
+
+
 # --- firewalls ---------------------------------------------------------------------------------------------------
 
 
@@ -489,6 +497,7 @@ def main() -> None:
         "unresolved": {name: error for name, error in unresolved.items() if error},
         "root": os.geteuid() == 0,
         "ssh": ssh_connection(),
+        "airflow_version": airflow_version(),
         "firewalls": firewalls(),
         "holders": holders,
         "listener": start_listener(given["address"], given["listen"], given["listener_seconds"])

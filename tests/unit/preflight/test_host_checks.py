@@ -21,6 +21,7 @@ FACTS = {
     "unresolved": {},
     "ssh": {"client": "10.0.0.9", "port": 22},
     "holders": {},
+    "airflow_version": "3.3.2",
 }
 FLOOR = {"cpus": (4, "postgresql"), "memory_mb": (16384, "postgresql"), "disk_mb": (10000, "postgresql")}
 LOGIN = {"firewall": True, "networks": ["10.0.0.0/24"], "port": 22}
@@ -176,3 +177,15 @@ def test_a_clock_that_nobody_keeps():
     assert [row["code"] for row in checks.check_synchroniser("h", said, True)] == ["E-CLOCK-UNSYNCHRONISED"]
     assert checks.check_synchroniser("h", said, False) == []
     assert checks.check_synchroniser("h", FACTS, True) == []
+
+
+def test_another_version_of_airflow_is_refused_with_what_to_type():
+    (problem,) = checks.check_airflow("h", facts(airflow_version="3.3.1"), "3.3.2")
+    assert (problem["code"], problem["host"]) == ("E-HOST-AIRFLOW", "h")
+    assert "3.3.1" in problem["found"]
+    assert "make upgrade" in problem["fix"]
+
+
+@pytest.mark.parametrize(("installed", "wanted"), [("3.3.2", "3.3.2"), ("", "3.3.2"), ("3.3.1", "")])
+def test_the_same_version_a_blank_host_and_an_upgrade_pass(installed, wanted):
+    assert checks.check_airflow("h", facts(airflow_version=installed), wanted) == []
