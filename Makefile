@@ -10,7 +10,7 @@ PLAYBOOK := ansible-playbook -i inventories/$(ENV) $(ARGS)
 # Verbs that make or remove hosts touch this machine only, whatever ENV says.
 LOCAL := ansible-playbook -i inventories/local $(ARGS)
 
-.PHONY: help bootstrap up down purge site deploy rollback smoke load-test status backup restore rebuild operators preflight test lint unit dag-test scenario lock
+.PHONY: help bootstrap up down purge site deploy rollback smoke load-test status backup restore rebuild operators preflight test test-all lint unit dag-test scenario lock
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ operators: bootstrap ## List the operators and their parameters, from their code
 test: bootstrap ## All of it: lint, unit tests, the default scenario on real systemd hosts
 	@.ci/stages lint unit scenario
 
+SCENARIOS := $(patsubst molecule/%/molecule.yml,%,$(wildcard molecule/*/molecule.yml))
+test-all: bootstrap ## Lint, unit tests, and every scenario, one after the other: restore, topologies … (hours)
+	@.ci/stages lint unit $(SCENARIOS:%=scenario-%)
+
 lint: bootstrap ## Formats, types and the production profile of ansible-lint
 	ruff check .
 	ruff format --check .
@@ -84,6 +88,9 @@ dag-test: bootstrap ## One DAG on this machine, against the local platform: make
 SCENARIO ?= default
 scenario: bootstrap ## One Molecule scenario: make scenario SCENARIO=default
 	molecule test --scenario-name $(SCENARIO) $(ARGS)
+
+scenario-%: bootstrap
+	molecule test --scenario-name $* $(ARGS)
 
 lock: bootstrap ## Resolve all Python packages anew, for the controller and the hosts
 	.local/uv/bin/uv lock $(ARGS)

@@ -243,6 +243,17 @@ class Platform:
             seconds,
         )
 
+    def await_api(self, seconds: float = 60) -> None:
+        """Wait until the API finds every component healthy."""
+
+        def health() -> dict[str, Any]:
+            try:
+                return dict(self.api.send("GET", "/api/v2/monitor/health").body)
+            except (OSError, ValueError) as error:
+                return {"api": {"status": str(error)}}
+
+        wait_for(health, lambda found: all(part["status"] == "healthy" for part in found.values()), "health", seconds)
+
     # --- DAG runs ------------------------------------------------------------------------------------------------
 
     def trigger(self, slot: str, dag: str = "user_transformation") -> str:
