@@ -137,3 +137,27 @@ def test_a_second_run_changes_nothing(story: Story) -> None:
 def test_the_workers_take_tasks_again(platform: Platform, story: Story) -> None:
     wait_for(lambda: set(states(platform).values()), lambda found: found == {"active"}, "the workers", 10)
     assert "consuming default" in story.second
+
+
+def starts(platform: Platform, *hosts: str) -> dict[str, str]:
+    """When each host's units started."""
+    return {
+        name: platform.host(name).check_output("systemctl show -p Id -p ExecMainStartTimestampMonotonic 'airflow-*'")
+        for name in hosts
+    }
+
+
+def test_a_configuration_that_does_not_run_stops_at_the_first_host(
+    platform: Platform, deployer: Deployer, story: Story
+) -> None:
+    others = deployer.hosts[1:]
+    before = starts(platform, *others)
+    broken = {"airflow_settings": {"core": {"executor": "no.such.Executor"}}, "airflow_health_seconds": 30}
+    with probed([f"http://{platform.addresses[name]}:8080/api/v2/version" for name in others[:1]]) as api:
+        output = deployer.run("site", fails=True, **broken)
+    assert "scheduler has sent no heartbeat since its start" in output
+    assert [name for name in others if f"[{name}]" in output.partition("Airflow, host by host")[2]] == []
+    assert starts(platform, *others) == before
+    if len(platform.groups["airflow_scheduler"]) > 1:
+        assert [seen.failures for seen in api.values()] == [[]]
+        assert platform.api_at(others[0]).send("GET", "/api/v2/version").status == 200
