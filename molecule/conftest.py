@@ -63,7 +63,10 @@ def _suspects(item: pytest.Item) -> list[tuple[str, str]]:
     if {"host", "unit"} <= set(parameters):
         found.append((parameters["host"], parameters["unit"]))
     for name in platform.groups["all"]:
-        failed = platform.host(name).run("systemctl list-units --failed --plain --no-legend --no-pager")
+        try:
+            failed = platform.host(name).run("systemctl list-units --failed --plain --no-legend --no-pager")
+        except RuntimeError:  # the host is down: a test has killed it
+            continue
         found += [(name, line.split()[0]) for line in failed.stdout.splitlines() if line.strip()]
     return list(dict.fromkeys(found))
 

@@ -232,16 +232,24 @@ class Platform:
 
     def power(self, action: str, name: str) -> None:
         """Give a local host a fate: ``kill`` (power off at once), ``start``, ``restart``, ``pause``."""
-        subprocess.run(["podman", action, f"{self.namespace}-{name}"], check=True, capture_output=True, timeout=120)
+        subprocess.run(
+            ["podman", action, f"{self.namespace}-{name}"],
+            env={**os.environ, "CONTAINERS_CONF": str(self.directory / "containers.conf")},
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
 
     def await_up(self, name: str, seconds: float = 60) -> None:
         """Wait until a host answers and every unit of it runs."""
-        wait_for(
-            lambda: str(self.host(name).run("systemctl is-system-running").stdout).strip(),
-            lambda state: state == "running",
-            f"{name} to be up",
-            seconds,
-        )
+
+        def state() -> str:
+            try:
+                return str(self.host(name).run("systemctl is-system-running").stdout).strip()
+            except RuntimeError as error:  # no SSH yet
+                return str(error)
+
+        wait_for(state, lambda found: found == "running", f"{name} to be up", seconds)
 
     def await_api(self, seconds: float = 60) -> None:
         """Wait until the API finds every component healthy."""
