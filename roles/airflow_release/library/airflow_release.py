@@ -58,6 +58,8 @@ description:
   - "C(state=settled): recorded and logged that the release is proven; releases that are neither among the O(keep) nor
     in O(in_use) are removed."
   - "C(state=logged): O(record) is in the log."
+  - "C(state=verified): the live release has been parsed with O(python), also before the venv's link names that. In
+    check mode it is parsed, and refused if it does not load; then only the record is missing."
   - The action plugin of the same name builds the release from O(source) on the controller and sends it where it is
     missing; without changes that is one module call per host.
 attributes:
@@ -66,7 +68,7 @@ attributes:
 options:
   state:
     description: What to reach, see above.
-    choices: [staged, chosen, live, settled, logged]
+    choices: [staged, chosen, live, settled, logged, verified]
     required: true
     type: str
   root:
@@ -628,6 +630,34 @@ def reach_logged(module: AnsibleModule) -> dict[str, Any]:
     return {"changed": False}
 
 
+def reach_verified(module: AnsibleModule) -> dict[str, Any]:
+    """C(state=verified)."""
+    params = module.params
+    root, python = Path(params["root"]), params["python"]
+    release = live_release(root)
+    directory, result = root / "releases" / release, status(root, release)
+    verified = read_json(directory / VERIFIED) if release else {}
+    if not release or verified.get("environment") == environment(python):
+        return result | {"changed": False}
+    if not os.path.exists(python):
+        if module.check_mode:  # not built yet
+            return result | {"changed": True}
+        raise ReleaseError(f"{python} does not exist; build its venv first")
+    found = parse(
+        directory,
+        python=python,
+        parser=params["parser"],
+        root=root,
+        configuration=params["configuration"],
+        user=params["user"],
+    )
+    if errors := found.pop("errors"):
+        raise ReleaseError(f"With {environment(python)} the live release does not load:\n{refusal(errors)}")
+    if not module.check_mode:
+        write_json(directory / VERIFIED, {"release": release, "environment": environment(python), **found})
+    return result | {"changed": True}
+
+
 API = {
     "url": {"type": "str", "required": True},
     "user": {"type": "str", "required": True},
@@ -642,7 +672,7 @@ ANNOUNCE = {
     "timeout": {"type": "int", "default": 120},
 }
 ARGUMENTS = {
-    "state": {"choices": ["staged", "chosen", "live", "settled", "logged"], "required": True},
+    "state": {"choices": ["staged", "chosen", "live", "settled", "logged", "verified"], "required": True},
     "root": {"type": "path", "default": "/opt/airflow"},
     "source": {"type": "path"},
     "ref": {"type": "str"},
@@ -673,6 +703,7 @@ def main() -> None:
             ("state", "live", ["release"]),
             ("state", "settled", ["release"]),
             ("state", "logged", ["record"]),
+            ("state", "verified", ["parser"]),
         ],
         supports_check_mode=True,
     )
@@ -682,6 +713,7 @@ def main() -> None:
         "live": reach_live,
         "settled": reach_settled,
         "logged": reach_logged,
+        "verified": reach_verified,
     }[module.params["state"]]
     try:
         module.exit_json(**reach(module))
