@@ -65,6 +65,7 @@ def make(folder: Path) -> None:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, target, follow_symlinks=False)
+    shutil.copy(Path(__file__).with_name("probe_dag.py"), folder / "dags/upgrade_probe.py")
     (folder / LOCK).write_text(older_lock((ROOT / LOCK).read_text(), Path(__file__).with_name("older.txt").read_text()))
     for name in EDITS:
         (folder / name).write_text(edited(name, (ROOT / name).read_text()))
