@@ -10,10 +10,10 @@ PLAYBOOK := ansible-playbook -i inventories/$(ENV) $(ARGS)
 # Verbs that make or remove hosts touch this machine only, whatever ENV says.
 LOCAL := ansible-playbook -i inventories/local $(ARGS)
 
-.PHONY: help bootstrap up down purge site deploy rollback smoke load-test status backup restore rebuild operators preflight test test-all lint unit dag-test scenario lock
+.PHONY: help bootstrap up down purge site deploy rollback smoke load-test status backup restore rebuild upgrade rotate-secrets operators preflight test test-all lint unit dag-test scenario lock
 
 help: ## List the verbs
-	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 bootstrap: ## Make this machine ready: Debian packages, Python, the locked venv
 	@.ci/bootstrap
@@ -59,6 +59,12 @@ restore: bootstrap ## Put the databases back and prove it: make restore [TARGET_
 rebuild: bootstrap ## Blank hosts to a proven platform with the data of its backup: make rebuild ENV=staging
 	@.ci/rebuild inventories/$(ENV) playbooks/rebuild.yml $(if $(OVER),-e restore_over=$(OVER)) \
 	  $(if $(FROM_SCRATCH),-e rebuild_from_scratch=$(FROM_SCRATCH)) $(ARGS)
+
+upgrade: bootstrap ## Take Airflow to the version of this repository's lock, or back by itself: ARGS=--check first
+	@$(PLAYBOOK) playbooks/upgrade.yml
+
+rotate-secrets: bootstrap ## Take new secrets of the inventory into use; each former one is tried and refused
+	@$(PLAYBOOK) playbooks/rotate_secrets.yml
 
 operators: bootstrap ## List the operators and their parameters, from their code
 	@python -m plugins.operators $(ARGS)

@@ -1,4 +1,4 @@
-"""From Airflow 3.2 to the version of this repository, in this order: a proof that fails, two kills, success, nothing."""
+"""From Airflow 3.2 to this version, in this order: a proof that fails, two kills, success, nothing to do."""
 
 from __future__ import annotations
 
