@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from typing import Any
 
 from conftest import Operator, changed
@@ -48,7 +49,10 @@ def test_a_look_lists_migrations_and_changes_nothing(operator: Operator) -> None
 def test_reasons_against_it_come_in_one_list(operator: Operator) -> None:
     # A smaller disk cannot be had here, another secret can; and a lock that leaves a minor version out.
     output = operator.run(
-        "upgrade", fails=True, airflow_api_secret_key="q7" * 16 + "x", airflow_requirements="apache-airflow==3.4.0 \\\n"
+        "upgrade",
+        fails=True,
+        airflow_api_secret_key=secrets.token_hex(32),
+        airflow_requirements="apache-airflow==3.4.0 \\\n",
     )
     assert "Upgrade refused. Nothing was changed." in output
     assert "leaves out a minor version" in output
