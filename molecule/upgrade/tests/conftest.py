@@ -1,119 +1,12 @@
-"""The platform of this scenario, and its playbooks as an operator starts them."""
+"""What both files of this scenario use."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any
 
-import platform_under_test
 import pytest
-from platform_under_test import ROOT, Platform, Unexpected, wait_for
-
-PROBE = "upgrade_probe"
-
-
-@dataclass
-class Operator:
-    """Starts playbooks against this scenario's hosts, and watches runs of the DAG upgrade_probe."""
-
-    platform: Platform
-
-    def start(self, playbook: str, *options: str, **variables: Any) -> subprocess.Popen[str]:
-        """Start a playbook of this repository."""
-        hosts = {
-            "test_host_namespace": self.platform.namespace,
-            "test_host_network_prefix": self.platform.address("airflow_scheduler").rpartition(".")[0],
-        }
-        return subprocess.Popen(
-            [
-                os.path.join(os.path.dirname(sys.executable), "ansible-playbook"),
-                *("-i", "molecule/upgrade/inventory"),
-                f"playbooks/{playbook}.yml",
-                *("-e", json.dumps({**hosts, **variables})),
-                *options,
-            ],
-            cwd=ROOT,
-            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def end(self, process: subprocess.Popen[str], *, fails: bool = False) -> str:
-        """Wait for a playbook's end; return its output."""
-        output = process.communicate(timeout=900)[0]
-        if bool(process.returncode) != fails:
-            raise Unexpected(f"ended with {process.returncode}:\n{self.platform.redact(output)}")
-        return output
-
-    def run(self, playbook: str, *options: str, fails: bool = False, **variables: Any) -> str:
-        """Run a playbook to its end."""
-        return self.end(self.start(playbook, *options, **variables), fails=fails)
-
-    def kill(self, process: subprocess.Popen[str]) -> None:
-        """Kill a playbook with all of its processes, as a lost controller would."""
-        os.killpg(process.pid, 9)
-        process.communicate()
-
-    # --- what runs -----------------------------------------------------------------------------------------------
-
-    def version(self) -> str:
-        """The version that answers."""
-        return str(self.platform.api.send("GET", "/api/v2/version").body["version"])
-
-    def active(self, unit: str, name: str = "control-1") -> str:
-        """What systemd says of a unit."""
-        return str(self.platform.host(name).run("systemctl is-active airflow-%s", unit).stdout).strip()
-
-    def databases(self) -> list[str]:
-        """Every database of the server."""
-        return [row["datname"] for row in self.platform.psql("SELECT datname FROM pg_database ORDER BY 1")]
-
-    def schema(self) -> str:
-        """Migration that Airflow's metadata is at."""
-        return str(self.platform.psql("SELECT version_num AS v FROM alembic_version", "airflow")[0]["v"])
-
-    # --- runs of upgrade_probe -----------------------------------------------------------------------------------
-
-    def trigger(self, gate: str, deferred_seconds: float) -> str:
-        """Start a run whose 20 tasks wait for a file, and one in the triggerer for an instant."""
-        until = (datetime.now(UTC) + timedelta(seconds=deferred_seconds)).isoformat()
-        body = {"logical_date": None, "conf": {"gate": gate, "until": until}}
-        return str(self.platform.api.call("POST", f"/dags/{PROBE}/dagRuns", body)["dag_run_id"])
-
-    def tasks(self, run_id: str) -> list[dict[str, Any]]:
-        """The run's task instances, from the database: the API may be down."""
-        return self.platform.psql(
-            f"SELECT task_id, map_index, state, try_number FROM task_instance WHERE run_id = '{run_id}'", "airflow"
-        )
-
-    def await_states(self, run_id: str, good: Callable[[list[str]], bool], what: str, seconds: float = 120) -> None:
-        """Wait until the states of the run's tasks are good."""
-        wait_for(lambda: [str(t["state"]) for t in self.tasks(run_id)], good, what, seconds, 0.5)
-
-    def open(self, gate: str) -> None:
-        """Let the tasks that wait for the file end."""
-        for name in self.platform.groups["airflow_worker"]:
-            self.platform.host(name).check_output("touch %s", gate)
-
-
-def changed(output: str) -> int:
-    """Changes on all hosts, from a play's recap."""
-    return sum(int(count) for count in re.findall(r"^\S+ +: ok=\d+ +changed=(\d+)", output, re.MULTILINE))
-
-
-@pytest.fixture(scope="session")
-def platform() -> Platform:
-    return platform_under_test.load()
+from platform_under_test import Platform
+from upgrades import Operator
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ import re
 import secrets
 from typing import Any
 
-from conftest import Operator, changed
 from cryptography.fernet import Fernet
 from platform_under_test import ROOT, Platform, wait_for
+from upgrades import Operator, changed
 
 OLD = "3.2.2"
 OLD_SCHEMA, NEW_SCHEMA = "1d6611b6ab7c", "d2f4e1b3c5a7"
@@ -135,7 +135,7 @@ def test_the_live_release_may_be_gone_back_to(operator: Operator) -> None:
 
 
 def test_an_older_lock_is_refused(operator: Operator) -> None:
-    lock = (ROOT / ".artifacts/older/roles/airflow/files/requirements.txt").read_text()
+    lock = (ROOT / ".artifacts/former/roles/airflow/files/requirements.txt").read_text()
     output = operator.run("upgrade", fails=True, airflow_requirements=lock)
     assert f"Airflow {NEW} runs, and this repository has {OLD}: its database can't go back" in output
     assert operator.version() == NEW

@@ -9,9 +9,9 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from conftest import Operator, changed
 from cryptography.fernet import Fernet, InvalidToken
 from platform_under_test import RULE_TASKS, Platform, wait_for
+from upgrades import Operator, changed
 
 FILES = (
     "airflow_jwt_secret", "airflow_api_secret_key", "postgresql_airflow", "postgresql_celery", "postgresql_checks",
