@@ -328,6 +328,26 @@ def test_a_release_of_another_venv_is_refused_with_what_to_do(host, tmp_path):
     assert "make deploy REF=" in told
 
 
+def test_the_live_release_is_read_with_packages_that_come_next(host, tmp_path):
+    release = deploy(host, SOURCE)
+    other = tmp_path / "next/bin/python"
+    assert host("verified", "", python=str(other), check=True)["changed"], "foreseen before the venv is built"
+    other.parent.mkdir(parents=True)
+    other.symlink_to(sys.executable)
+    broken = GOOD.replace(
+        '"errors": []', '"errors": [{"file": "dags/one.py", "line": 3, "message": "ImportError: gone"}]'
+    )
+    told = host("verified", "", python=str(other), parser=broken)["msg"]
+    assert "the live release does not load:\ndags/one.py:3: ImportError: gone" in told
+    assert host("verified", "", python=str(other), check=True)["changed"]
+    assert "was verified with" in host("chosen", release, python=str(other))["msg"], "check mode records nothing"
+
+    assert host("verified", "", python=str(other))["changed"]
+
+    assert host("chosen", release, python=str(other))["release"] == release
+    assert not host("verified", "", python=str(other))["changed"]
+
+
 def test_a_release_that_was_changed_on_the_host_is_refused(host):
     one, _ = deploy(host, SOURCE), deploy(host, CHANGED)
     (host.root / "releases" / one / "dags/one.py").write_text("ONE = 3\n")
