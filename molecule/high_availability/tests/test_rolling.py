@@ -114,13 +114,13 @@ def test_the_api_answers_all_the_time(platform: Platform, story: Story, figures:
         figures(f"rolling restart in {story.seconds:.0f} s, {url}: {seen}")
     assert [seen.failures for seen in story.api.values()] == [[] for _ in story.api]
     if len(platform.groups["airflow_scheduler"]) > 1:
-        assert max(max(seen.gap, seen.slowest) for seen in story.api.values()) <= LONGEST_GAP_SECONDS
+        assert max(seen.gap for seen in story.api.values()) <= LONGEST_GAP_SECONDS
 
 
 def test_every_component_runs_the_new_configuration(platform: Platform, story: Story) -> None:
-    for host, count in changed(story.output).items():
-        touched = host in {*platform.groups["airflow_scheduler"], *platform.groups["airflow_worker"]}
-        assert (count > 0) == touched, story.output
+    counts = changed(story.output)
+    for name in {*platform.groups["airflow_scheduler"], *platform.groups["airflow_worker"]}:
+        assert counts[name] > 0, story.output
     written = "stat -c %Y /etc/airflow/airflow.cfg"
     for name in {*platform.groups["airflow_scheduler"], *platform.groups["airflow_worker"]}:
         host = platform.host(name)
