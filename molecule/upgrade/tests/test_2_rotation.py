@@ -22,7 +22,7 @@ TRIED = (
     "signature of requests for task logs", "connection transformation_db", "connection transformation_service",
     "database role transformation_service", "database role transformation_scripts",
 )  # fmt: skip
-SLOW = {"transformation_service_simulated_ms_per_record": 40}
+SLOW = {"transformation_service_simulated_ms_per_record": 80}
 
 
 def change_all(platform: Platform) -> tuple[str, str]:
@@ -51,10 +51,10 @@ def decrypts(key: str, text: str) -> bool:
 def test_no_task_fails_and_each_former_secret_is_refused(operator: Operator, gate: str) -> None:
     platform = operator.platform
     operator.run("site", "--tags", "transformation_service", **SLOW)
-    held = operator.trigger(gate, deferred_seconds=30)
     slot = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     waiting = platform.trigger(slot)
     operator.await_states(waiting, lambda states: "deferred" in states, "a task that waits for the service")
+    held = operator.trigger(gate, deferred_seconds=30)  # after it: these take all slots of the worker
     operator.await_states(held, lambda states: states.count("running") >= 2, "running tasks")
     former = dict(platform.secrets)
     old_key, new_key = change_all(platform)
