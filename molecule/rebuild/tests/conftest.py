@@ -14,32 +14,7 @@ os.environ.setdefault("PLATFORM_NAMESPACE", "rebuild")
 os.environ.setdefault("PLATFORM_INVENTORY", "molecule/rebuild/inventory")
 
 import platform_under_test
-from platform_under_test import ROOT, Figures, Platform
-
-_figures: list[str] = []
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes many minutes; run it with -m slow")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.get_closest_marker("slow") and "slow" not in config.option.markexpr:
-            item.add_marker(pytest.mark.skip(reason="takes many minutes: run it with -m slow"))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _figures:
-        terminalreporter.section("figures")
-        for line in _figures:
-            terminalreporter.line(line)
-
-
-@pytest.fixture(scope="session")
-def figures() -> Figures:
-    """Keeps a sentence with measured figures for the end of the output."""
-    return _figures.append
+from platform_under_test import ROOT, Platform
 
 
 class Hosts:

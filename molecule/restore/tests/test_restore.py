@@ -14,7 +14,7 @@ from platform_under_test import Platform, wait_for
 
 MOST_LOST_SECONDS = 60
 MOST_SECONDS = 600
-INVENTORIES = ("inventories/local", "molecule/shared/inventory")
+INVENTORIES = "inventories/local:molecule/shared/inventory"
 # A database of this size is restored: RESTORE_MB=1024.
 MEGABYTES = int(os.environ.get("RESTORE_MB", "0"))
 ROWS_PER_MEGABYTE = 7700
@@ -27,7 +27,7 @@ kill -9 $(head -1 $folder/postmaster.pid) $(pgrep -u postgres -f 'postgres: '); 
 def restore(*options: str) -> subprocess.CompletedProcess[str]:
     """Run the playbook against this scenario's hosts."""
     root = platform_under_test.ROOT
-    names = [os.environ["PLATFORM_INVENTORY"]] if "PLATFORM_INVENTORY" in os.environ else INVENTORIES
+    names = os.environ.get("PLATFORM_INVENTORY", INVENTORIES).split(":")
     inventories = [word for name in names for word in ("-i", name)]
     return subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), *inventories, "playbooks/restore.yml", *options],
