@@ -180,6 +180,16 @@ def build(module: AnsibleModule, marker: dict[str, str], lock: int) -> None:
     write_marker(path, marker)
 
 
+def refuse_foreign(module: AnsibleModule) -> None:
+    """Fail the module where the folder is somebody else's. A build has to be over: it begins without a marker."""
+    path = module.params["path"]
+    if is_foreign(path):
+        module.fail_json(
+            msg=f"{path} exists and is not a virtual environment. Move it away, or choose another path.",
+            invocation=invocation(module),
+        )
+
+
 def invocation(module: AnsibleModule) -> dict[str, Any]:
     """Return what Ansible prints as the module's arguments, with the checksum in place of a long lock."""
     checksum = hashlib.sha256(module.params["requirements"].encode()).hexdigest()
@@ -213,14 +223,12 @@ def main() -> None:
     wanted = wanted_marker(module.params["requirements"], module.params["python"])
     changed = found != wanted
     started = time.monotonic()
-    if changed and is_foreign(path):
-        module.fail_json(
-            msg=f"{path} exists and is not a virtual environment. Move it away, or choose another path.",
-            invocation=invocation(module),
-        )
-    if changed and not module.check_mode:
+    if changed and module.check_mode:
+        refuse_foreign(module)
+    elif changed:
         with alone(path) as lock:
             if read_marker(path) != wanted:
+                refuse_foreign(module)
                 build(module, wanted, lock)
     module.exit_json(
         changed=changed,
