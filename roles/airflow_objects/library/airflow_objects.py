@@ -16,6 +16,7 @@ import runpy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from ansible.module_utils.airflow_runtime import enter_airflow
 from ansible.module_utils.basic import AnsibleModule
 
 if TYPE_CHECKING:
@@ -601,7 +602,7 @@ def reconcile(
             actual = actual or {kind: {} for kind in KINDS}
             changes = plan(actual, wanted, prune=prune)
             if changes and migrated and not check_mode:
-                _enter_airflow()
+                enter_airflow()
                 write_changes(connection, changes, wanted)
     finally:
         engine.dispose()
@@ -609,15 +610,6 @@ def reconcile(
 
 
 # --- Ansible ----------------------------------------------------------------------------------------------------------
-
-
-def _enter_airflow() -> None:
-    """Become an Airflow process: credentials and configuration in place, user dropped (role airflow's module_utils)."""
-    try:
-        from ansible.module_utils.airflow_runtime import enter_airflow
-    except ImportError:  # only a unit test runs without it
-        return
-    enter_airflow()
 
 
 def main() -> None:

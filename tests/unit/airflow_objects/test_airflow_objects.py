@@ -274,6 +274,7 @@ class Platform:
 def platform(request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     key = Fernet.generate_key().decode()
     monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", key)
+    monkeypatch.setattr(subject, "enter_airflow", lambda: None)  # this process is one already, with the test's settings
     if "AIRFLOW_HOME" not in os.environ:  # Airflow writes its files there on import
         monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     from airflow.models.base import Base
