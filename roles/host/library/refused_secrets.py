@@ -13,14 +13,25 @@ description:
     Python of a venv.
 options:
   attempts:
-    description:
-      - "What to try: C(name), C(kind), C(former), C(present), and for an HTTP kind C(url)."
-      - "C(postgresql), C(redis): the secrets are URLs with a password. C(bearer): a token of a service at C(url), 401
-        without it. C(jwt): the key that signs the tokens of Airflow's API at C(url), which C(user) and C(password) may
-        log in to. C(log): the key that signs requests to a worker's log server at C(url)."
+    description: What to try.
     type: list
     elements: dict
     required: true
+    suboptions:
+      name: {description: How to call it., required: true}
+      kind:
+        description:
+          - "C(postgresql), C(redis): the secrets are URLs with a password. C(bearer): a token of a service at
+            O(attempts[].url), 401 without it."
+          - "C(jwt): the key that signs the tokens of Airflow's API at O(attempts[].url), which O(attempts[].user) may
+            log in to. C(log): the key that signs requests to the log server of a worker there."
+        choices: [postgresql, redis, bearer, jwt, log]
+        required: true
+      former: {description: What has to be refused., required: true}
+      present: {description: What has to be accepted., required: true}
+      url: {description: Where to try an HTTP kind.}
+      user: {description: For C(jwt).}
+      password: {description: The user's., type: str}
   since: {description: When the secrets changed in seconds since the epoch., type: float, required: true}
   seconds: {description: How long a former secret may still be accepted., type: float, default: 60}
 attributes:
@@ -50,9 +61,9 @@ from ansible.module_utils.basic import AnsibleModule
 PAUSE_SECONDS = 0.5
 
 
-def status_of(url: str, token: str) -> int:
-    """Return the status that a GET with a bearer token gets. Raises OSError without an answer."""
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310 - the inventory's
+def status_of(url: str, authorization: str) -> int:
+    """Return the status of a GET with this Authorization header. Raises OSError without an answer."""
+    request = urllib.request.Request(url, headers={"Authorization": authorization})  # noqa: S310 - the inventory's
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
             return int(answer.status)
@@ -95,7 +106,7 @@ def accepts_redis(secret: str, attempt: Mapping[str, Any]) -> bool:
 
 def accepts_bearer(secret: str, attempt: Mapping[str, Any]) -> bool:
     """Send the token."""
-    return status_of(attempt["url"], secret) not in (401, 403)
+    return status_of(attempt["url"], f"Bearer {secret}") not in (401, 403)
 
 
 def as_read(secret: str) -> tuple[str, str]:
@@ -116,18 +127,9 @@ def accepts_jwt(secret: str, attempt: Mapping[str, Any]) -> bool:
     claims = jwt.decode(token, options={"verify_signature": False})
     header = jwt.get_unverified_header(token)
     forged = (jwt.encode(claims, key, algorithm="HS512", headers=header) for key in as_read(secret))
-    return any(status_of(f"{attempt['url']}/api/v2/dags?limit=1", token) not in (401, 403) for token in forged)
-
-
-def log_status(url: str, token: str) -> int:
-    """Status of a request for a log that is not there."""
-    request = urllib.request.Request(f"{url}/log/none.log", headers={"Authorization": token})  # noqa: S310
-    try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        with error:
-            return int(error.code)
+    return any(
+        status_of(f"{attempt['url']}/api/v2/dags?limit=1", f"Bearer {token}") not in (401, 403) for token in forged
+    )
 
 
 def accepts_log(secret: str, attempt: Mapping[str, Any]) -> bool:
@@ -136,7 +138,8 @@ def accepts_log(secret: str, attempt: Mapping[str, Any]) -> bool:
 
     now = int(time.time())
     claims = {"filename": "none.log", "aud": "task-instance-logs", "iat": now, "nbf": now, "exp": now + 60}
-    return any(log_status(attempt["url"], jwt.encode(claims, key, algorithm="HS512")) != 403 for key in as_read(secret))
+    tokens = (jwt.encode(claims, key, algorithm="HS512") for key in as_read(secret))
+    return any(status_of(f"{attempt['url']}/log/none.log", token) != 403 for token in tokens)
 
 
 KINDS: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
@@ -174,7 +177,20 @@ def main() -> None:
     """Run as an Ansible module."""
     module = AnsibleModule(
         argument_spec={
-            "attempts": {"type": "list", "elements": "dict", "required": True, "no_log": True},
+            "attempts": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "name": {"required": True},
+                    "kind": {"required": True, "choices": list(KINDS)},
+                    "former": {"required": True, "no_log": True},
+                    "present": {"required": True, "no_log": True},
+                    "url": {},
+                    "user": {},
+                    "password": {"no_log": True},
+                },
+            },
             "since": {"type": "float", "required": True},
             "seconds": {"type": "float", "default": 60.0},
         },
