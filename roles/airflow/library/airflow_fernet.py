@@ -1,6 +1,7 @@
 #!/usr/bin/python
 """Everything that Airflow encrypts, under the first of its Fernet keys."""
 
+# ruff: noqa: S608 - statements are made of the names in this file
 from __future__ import annotations
 
 DOCUMENTATION = r"""
@@ -8,11 +9,10 @@ module: airflow_fernet
 short_description: Encrypt connections, variables and triggers with the first Fernet key
 description:
   - Looks whether the first of O(keys) decrypts every field, without Airflow's imports. If another one is needed for
-    some, C(airflow rotate-fernet-key) encrypts all anew, in one process and one transaction.
+    some, those are encrypted anew, in one transaction.
   - In check mode it only looks, and takes O(keys) for those to come. A field that none of them decrypts is a failure.
   - Runs with the Python of Airflow's venv.
 options:
-  venv: {description: Airflow's venv., type: path, required: true}
   keys: {description: "The keys, with commas between them: the first encrypts, all decrypt.", type: str, required: true}
   database_urls:
     description: Addresses of the metadata database; the first whose password is accepted counts.
@@ -30,7 +30,6 @@ attributes:
 EXAMPLES = r"""
 - name: Encrypt with the first key
   airflow_fernet:
-    venv: /opt/airflow/venv
     keys: "{{ airflow_fernet_key }}"
     database_urls: ["{{ url }}"]
 """
@@ -40,19 +39,19 @@ stale: {description: How many of them were not encrypted with the first key., ty
 passwords: {description: Passwords of O(connections) by id., type: dict, returned: always}
 """
 
-import subprocess
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ansible.module_utils.airflow_runtime import environment
 from ansible.module_utils.basic import AnsibleModule
 
-FIELDS = """
-SELECT 'connection ' || conn_id, password FROM connection WHERE is_encrypted AND password <> ''
-UNION ALL SELECT 'extra of connection ' || conn_id, extra FROM connection WHERE is_extra_encrypted AND extra <> ''
-UNION ALL SELECT 'variable ' || key, val FROM variable WHERE is_encrypted AND val <> ''
-UNION ALL SELECT 'trigger ' || id, kwargs FROM trigger WHERE kwargs LIKE 'gAAAA%'
-"""
+# What Airflow encrypts: table, column with the text, condition, how to call a row. A worker has no key: the arguments
+# of triggers that it hands over are plain JSON, and the command `airflow rotate-fernet-key` of 3.3.2 fails on them.
+COLUMNS = (
+    ("connection", "password", "is_encrypted AND password <> ''", "'connection ' || conn_id"),
+    ("connection", "extra", "is_extra_encrypted AND extra <> ''", "'extra of connection ' || conn_id"),
+    ("variable", "val", "is_encrypted AND val <> ''", "'variable ' || key"),
+    ("trigger", "kwargs", "starts_with(kwargs, 'gAAAA')", "'trigger ' || id"),
+)
 
 
 def judge(fields: Iterable[tuple[str, str]], keys: str) -> tuple[int, list[str], list[str]]:
@@ -89,22 +88,33 @@ def connect(urls: Sequence[str]) -> Any:
     raise ValueError("no address")
 
 
-def read(urls: Sequence[str]) -> list[tuple[str, str]]:
+def read(cursor: Any) -> list[tuple[str, str]]:
     """Return every encrypted field: what it is, and its text."""
-    connection = connect(urls)
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(FIELDS)
-            return [(str(name), str(text)) for name, text in cursor.fetchall()]
-    finally:
-        connection.close()
+    query = " UNION ALL ".join(
+        f"SELECT {name}, {column} FROM {table} WHERE {condition}" for table, column, condition, name in COLUMNS
+    )
+    cursor.execute(query)
+    return [(str(name), str(text)) for name, text in cursor.fetchall()]
+
+
+def rotate(cursor: Any, stale: Sequence[str], keys: str) -> None:
+    """Encrypt the stale fields with the first key; one that has been written meanwhile is left as it is."""
+    from cryptography.fernet import Fernet, MultiFernet
+
+    fernet = MultiFernet([Fernet(key.strip().encode()) for key in keys.split(",")])
+    for table, column, condition, name in COLUMNS:
+        cursor.execute(f"SELECT id, {column} FROM {table} WHERE {condition} AND {name} = ANY(%s)", (list(stale),))
+        for number, text in cursor.fetchall():
+            cursor.execute(
+                f"UPDATE {table} SET {column} = %s WHERE id = %s AND {column} = %s",
+                (fernet.rotate(text.encode()).decode(), number, text),
+            )
 
 
 def main() -> None:
     """Run as an Ansible module."""
     module = AnsibleModule(
         argument_spec={
-            "venv": {"type": "path", "required": True},
             "keys": {"type": "str", "required": True, "no_log": True},
             "database_urls": {"type": "list", "elements": "str", "required": True, "no_log": True},
             "connections": {"type": "list", "elements": "str", "default": []},
@@ -113,7 +123,9 @@ def main() -> None:
     )
     p = module.params
     try:
-        fields = read(p["database_urls"])
+        connection = connect(p["database_urls"])
+        cursor = connection.cursor()
+        fields = read(cursor)
     except Exception as error:  # libpq's; it names host and role, never the password
         module.fail_json(msg=f"The metadata database does not answer: {' '.join(str(error).split())}")
     count, stale, lost = judge(fields, p["keys"])
@@ -123,17 +135,13 @@ def main() -> None:
             " between them; the old one may go when all is encrypted with the new one."
         )
     if stale and not module.check_mode:
-        # fmt: off
-        done = subprocess.run(
-            [f"{p['venv']}/bin/airflow", "rotate-fernet-key"], env=environment(), cwd="/",
-            user="airflow", group="airflow", extra_groups=[], capture_output=True, text=True, check=False,
-        )
-        # fmt: on
-        left = judge(read(p["database_urls"]), p["keys"])[1]
-        if done.returncode or left:
+        rotate(cursor, stale, p["keys"])
+        connection.commit()
+        if left := judge(read(cursor), p["keys"])[1]:
             module.fail_json(
-                msg=f"`airflow rotate-fernet-key` left {len(left)} fields under an old key", stderr=done.stderr[-4000:]
+                msg=f"{len(left)} fields are under an old key still: {', '.join(left[:20])}. Run it again."
             )
+    connection.close()
     passwords = {}
     if p["connections"]:
         from cryptography.fernet import Fernet, MultiFernet
