@@ -227,6 +227,20 @@ class Deployer:
         return dict(self.platform.api.get(path))
 
 
+@contextmanager
+def probe_released(platform: Platform, source: Path, value: str) -> Iterator[Deployer]:
+    """The DAG deploy_probe, live beside the repository's; the release from before is live again at the end."""
+    made = Deployer.make(platform, source)
+    before = made.live()
+    made.probe_dag(value)
+    made.run(airflow_release_smoke=False)
+    yield made
+    # Released anew: after many deploys it is not on the hosts any more. The same sources are the same release.
+    made.run(airflow_release_source=str(ROOT), airflow_release_allow_removal=True, airflow_release_smoke=False)
+    assert made.live() == before
+    assert platform.api.send("DELETE", "/api/v2/dags/deploy_probe", token=platform.api.token).status in (204, 404)
+
+
 def changed(output: str) -> dict[str, int]:
     """Changes by host, from a play's recap, which has to be there."""
     found = {name: int(count) for name, count in re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", output, re.MULTILINE)}

@@ -25,6 +25,7 @@ DOCUMENTATION = """
 """
 
 LONG_SECONDS = 3.0
+WAITING_SECONDS = 60.0
 SLOWEST = 5
 
 
@@ -40,7 +41,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         super().__init__()
         self._began = self._play_began = time.monotonic()
         self._task: Task | None = None
-        self._task_began = 0.0
+        self._task_began = self._waiting_shown = 0.0
         self._changed: list[str] = []
         self._play_name = self._play_id = ""
         self._play_number = self._plays = 0
@@ -99,6 +100,7 @@ class CallbackModule(Default):  # type: ignore[misc]
     def _start(self, task: Task) -> None:
         self._finish_task()
         self._task, self._task_began = task, time.monotonic()
+        self._waiting_shown = self._task_began
 
     def v2_playbook_on_task_start(self, task: Task, is_conditional: bool) -> None:
         """Start the task's clock; the default prints its banner before a failure."""
@@ -167,6 +169,23 @@ class CallbackModule(Default):  # type: ignore[misc]
             super().v2_runner_retry(result)
         else:
             self._log("retried", result)
+
+    def v2_runner_on_async_poll(self, result: Any) -> None:
+        """Show each minute that long work goes on; the default prints a line for each poll."""
+        if self._verbose:
+            super().v2_runner_on_async_poll(result)
+            return
+        now = time.monotonic()
+        if now - self._waiting_shown >= WAITING_SECONDS:
+            self._waiting_shown = now
+            passed, name = now - self._task_began, result.task.get_name()
+            text = f"  {'waiting':<8}{passed:6.1f} s  {name}  [{result.host.get_name()}]"
+            self._display.display(text, color=C.COLOR_OK)
+
+    def v2_runner_on_async_ok(self, result: Any) -> None:
+        """Say nothing; the task's line tells."""
+        if self._verbose:
+            super().v2_runner_on_async_ok(result)
 
     def v2_on_file_diff(self, result: Any) -> None:
         """Print a diff below its task's name and host."""

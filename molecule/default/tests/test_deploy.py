@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from deployments import PROBE_DAG_FILE, PROBE_OPERATOR_FILE, Deployer, changed
-from platform_under_test import AIRFLOW_PYTHON, ROOT, Figures, Platform, wait_for
+from deployments import PROBE_DAG_FILE, PROBE_OPERATOR_FILE, Deployer, changed, probe_released
+from platform_under_test import AIRFLOW_PYTHON, Figures, Platform, wait_for
 
 pytestmark = [
     pytest.mark.unit("airflow_scheduler", "airflow-dag-processor"),
@@ -32,16 +32,8 @@ LOG_KEYS = ["at", "action", "release", "previous", "revision", "dirty", "by", "f
 
 @pytest.fixture(scope="module")
 def deployer(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployer]:
-    """Sources with the DAG deploy_probe beside the repository's; the release from before is live again at the end."""
-    made = Deployer.make(platform, tmp_path_factory.mktemp("source"))
-    before = made.live()
-    made.probe_dag("one")
-    made.run(airflow_release_smoke=False)
-    yield made
-    # Released anew: after many deploys it is not on the hosts any more. The same sources are the same release.
-    made.run(airflow_release_source=str(ROOT), airflow_release_allow_removal=True, airflow_release_smoke=False)
-    assert made.live() == before
-    assert platform.api.send("DELETE", "/api/v2/dags/deploy_probe", token=platform.api.token).status in (204, 404)
+    with probe_released(platform, tmp_path_factory.mktemp("source"), "one") as made:
+        yield made
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from api_probe import Seen, probed
-from deployments import Deployer, changed
+from deployments import Deployer, changed, probe_released
 from platform_under_test import AIRFLOW_PYTHON, Figures, Platform, wait_for
 
 pytestmark = [
@@ -38,14 +38,9 @@ class Story:
 
 @pytest.fixture(scope="module")
 def deployer(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployer]:
-    made = Deployer.make(platform, tmp_path_factory.mktemp("source"))
-    before = made.live()
-    made.probe_dag("rolling")
-    made.run(airflow_release_smoke=False)
-    yield made
-    made.run("site")
-    made.run("rollback_release", release_id=before, airflow_release_smoke=False)
-    assert platform.api.send("DELETE", "/api/v2/dags/deploy_probe", token=platform.api.token).status in (204, 404)
+    with probe_released(platform, tmp_path_factory.mktemp("source"), "rolling") as made:
+        yield made
+        made.run("site")
 
 
 def states(platform: Platform) -> dict[str, str]:
