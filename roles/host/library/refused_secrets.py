@@ -109,11 +109,6 @@ def accepts_bearer(secret: str, attempt: Mapping[str, Any]) -> bool:
     return status_of(attempt["url"], f"Bearer {secret}") not in (401, 403)
 
 
-def as_read(secret: str) -> tuple[str, str]:
-    """The forms that Airflow may know a secret in: it takes what its file holds, the end of the line included."""
-    return secret, f"{secret}\n"
-
-
 def accepts_jwt(secret: str, attempt: Mapping[str, Any]) -> bool:
     """Sign the claims of a real token with the key, and use that."""
     import jwt
@@ -126,10 +121,8 @@ def accepts_jwt(secret: str, attempt: Mapping[str, Any]) -> bool:
         token = json.load(answer)["access_token"]
     claims = jwt.decode(token, options={"verify_signature": False})
     header = jwt.get_unverified_header(token)
-    forged = (jwt.encode(claims, key, algorithm="HS512", headers=header) for key in as_read(secret))
-    return any(
-        status_of(f"{attempt['url']}/api/v2/dags?limit=1", f"Bearer {token}") not in (401, 403) for token in forged
-    )
+    forged = jwt.encode(claims, secret, algorithm="HS512", headers=header)
+    return status_of(f"{attempt['url']}/api/v2/dags?limit=1", f"Bearer {forged}") not in (401, 403)
 
 
 def accepts_log(secret: str, attempt: Mapping[str, Any]) -> bool:
@@ -138,8 +131,8 @@ def accepts_log(secret: str, attempt: Mapping[str, Any]) -> bool:
 
     now = int(time.time())
     claims = {"filename": "none.log", "aud": "task-instance-logs", "iat": now, "nbf": now, "exp": now + 60}
-    tokens = (jwt.encode(claims, key, algorithm="HS512") for key in as_read(secret))
-    return any(status_of(f"{attempt['url']}/log/none.log", token) != 403 for token in tokens)
+    token = jwt.encode(claims, secret, algorithm="HS512")
+    return status_of(f"{attempt['url']}/log/none.log", token) != 403
 
 
 KINDS: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
