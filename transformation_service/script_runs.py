@@ -131,7 +131,13 @@ def _grant(connection: psycopg.Connection[Any], user: str) -> None:
     if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", (user,)).fetchone() is None:
         raise script_catalog.ScriptError(f"the URL for scripts names the database role {user}, which does not exist.")
     role = sql.Identifier(user)
-    connection.execute(sql.SQL("REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {}").format(role))
+    # Not ALL TABLES: one that an administrator has made beside ours is not the service's to change.
+    own = connection.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND pg_has_role(relowner, 'USAGE')"
+        " AND relkind IN ('r', 'p', 'v', 'm', 'f')"
+    ).fetchall()
+    for (table,) in own:
+        connection.execute(sql.SQL("REVOKE ALL ON public.{} FROM {}").format(sql.Identifier(table), role))
     connection.execute(
         sql.SQL("GRANT EXECUTE ON FUNCTION public.confirm_script_run(uuid, uuid, jsonb) TO {}").format(role)
     )

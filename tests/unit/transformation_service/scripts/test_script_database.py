@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.transformation_service.scripts.conftest import SLOT, Platform
 from tests.unit.transformation_service.scripts.escapes import ENDLESS, ESCAPES, Escape, ids
-from transformation_service import script_runs, script_sql
+from transformation_service import script_catalog, script_runs, script_sql
 from transformation_service.script_catalog import Limits
 from transformation_service.script_sql import Statement
 
@@ -81,6 +81,16 @@ def test_the_role_sees_one_function_and_three_tables(provisioned: Platform) -> N
         ).fetchall()
     assert {name for (name,) in tables} == script_sql.TABLES
     assert functions == [("confirm_script_run",)]
+
+
+def test_a_table_of_somebody_else_does_not_stop_the_service(provisioned: Platform) -> None:
+    provisioned.rows("CREATE TABLE notes (text text)")
+    provisioned.rows("GRANT SELECT ON schema_migration TO transformation_scripts")
+    try:
+        script_runs.prepare(provisioned.url, provisioned.scripts_url, script_catalog.load())
+    finally:
+        provisioned.rows("DROP TABLE notes")
+    test_the_role_sees_one_function_and_three_tables(provisioned)
 
 
 def test_the_confirmation_needs_the_token_of_this_attempt(provisioned: Platform, data: str) -> None:
