@@ -307,12 +307,20 @@ def url_problem(text: str, schemes: Sequence[str]) -> str:
     return "" if port is None or port > 0 else "port 0"
 
 
+def _is_set(name: str | None, host: str, read: Read) -> bool:
+    try:
+        return bool(name and read(host, name))
+    except Unavailable:
+        return False
+
+
 def check_urls(
     table: Sequence[Mapping[str, Any]], hosts: Sequence[str], read: Read, locate: Locate
 ) -> tuple[list[Problem], dict[str, dict[str, str]]]:
-    """Check the URLs of the table ``{name, schemes}`` where they are set.
+    """Check the URLs of the table ``{name, schemes, tls}`` where they are set.
 
-    Returns the problems, and by host the names that these URLs make it resolve, each with the variable.
+    ``tls`` names the variable with a certificate: where that is set, https is the one scheme that answers. Returns the
+    problems, and by host the names that these URLs make it resolve, each with the variable.
     """
     problems: list[Problem] = []
     names: dict[str, dict[str, str]] = {host: {} for host in hosts}
@@ -322,7 +330,8 @@ def check_urls(
                 text = str(read(host, row["name"]) or "")
             except Unavailable:
                 continue  # its role says whether it must be set
-            wrong = url_problem(text, row["schemes"]) if text else ""
+            schemes = ["https"] if _is_set(row.get("tls"), host, read) else row["schemes"]
+            wrong = url_problem(text, schemes) if text else ""
             if wrong:
                 problems.append(
                     problem(
@@ -331,7 +340,7 @@ def check_urls(
                         place=locate(row["name"]),
                         host=host,
                         found=f"{wrong} in '{re.sub(r'//[^/@]*@', '//***@', text)}'",
-                        wanted=f"{' or '.join(row['schemes'])}://host[:port][/path]",
+                        wanted=f"{' or '.join(schemes)}://host[:port][/path]",
                         fix="write the whole URL",
                     )
                 )

@@ -226,6 +226,24 @@ def test_a_malformed_url(url, found):
     assert names == {"db": {}}
 
 
+@pytest.mark.parametrize(
+    ("certificate", "url", "found"),
+    [
+        ("PEM", "http://scheduler:8080", ["scheme 'http' in 'http://scheduler:8080'"]),
+        ("PEM", "https://scheduler:8080", []),
+        ("", "http://scheduler:8080", []),
+        ("", "https://balancer", []),
+        (None, "http://scheduler:8080", []),
+    ],
+)
+def test_with_a_certificate_a_url_is_https(certificate, url, found):
+    table = [{"name": "a_url", "schemes": ["http", "https"], "tls": "certificate"}]
+    values = {"a_url": url} | ({} if certificate is None else {"certificate": certificate})
+    problems, _ = checks.check_urls(table, ["db"], reader(values), locate)
+    assert [problem["found"] for problem in problems] == found
+    assert all(problem["wanted"] == "https://host[:port][/path]" for problem in problems)
+
+
 def test_a_password_in_a_url_is_refused_and_hidden():
     table = [{"name": "a_url", "schemes": ["http"]}]
     (problem,), _ = checks.check_urls(table, ["db"], reader({"a_url": "http://u:hunter2@db/"}), locate)
