@@ -119,7 +119,8 @@ def test_every_component_runs_the_new_configuration(platform: Platform, story: S
     for name in {*platform.groups["airflow_scheduler"], *platform.groups["airflow_worker"]}:
         host = platform.host(name)
         shown = host.check_output("systemctl show -p Id -p ExecMainStartTimestamp 'airflow-*.service' --timestamp=unix")
-        started = re.findall(r"ExecMainStartTimestamp=@(\d+)", shown)
+        blocks = [block for block in shown.split("\n\n") if "airflow-proxy" not in block]  # which reads another file
+        started = re.findall(r"ExecMainStartTimestamp=@(\d+)", "\n".join(blocks))
         assert started
         assert min(map(int, started)) >= int(host.check_output(written)), shown
 

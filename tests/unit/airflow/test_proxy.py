@@ -91,8 +91,8 @@ class Proxy:
 def proxy(tmp_path: Path) -> Iterator[Callable[..., Proxy]]:
     running: list[subprocess.Popen[bytes]] = []
 
-    def start(count: int = 1, *, certificate: str = "") -> Proxy:
-        port = free_port()
+    def start(count: int = 1, *, certificate: str = "", spare: bool = False) -> Proxy:
+        port, spare_port = free_port(), free_port()
         made = Proxy([Server(f"127.0.0.{number + 1}", port) for number in range(count)], free_port(), free_port())
         environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False)
         text = environment.from_string(TEMPLATE.read_text()).render(
@@ -103,7 +103,11 @@ def proxy(tmp_path: Path) -> Iterator[Callable[..., Proxy]]:
             __airflow_local_port=made.local,
             __airflow_proxy_public=True,
             __airflow_proxy_certificate=bool(certificate),
+            __airflow_spare=["api-server-spare"] if spare else [],
+            __airflow_spare_port=spare_port,
         )
+        if spare:
+            made.servers.append(Server("127.0.0.1", spare_port))
         (tmp_path / "proxy.cfg").write_text(text)
         (tmp_path / "proxy_certificate").write_text(certificate)
         given = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
@@ -124,18 +128,20 @@ def proxy(tmp_path: Path) -> Iterator[Callable[..., Proxy]]:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_request_is_held_until_a_server_is_back(proxy: Callable[..., Proxy], count: int, method: str) -> None:
-    made = proxy(count)
-    if count > 1:
+@pytest.mark.parametrize(("count", "spare"), [(1, False), (1, True), (2, False)])
+def test_a_request_is_held_until_a_server_is_back(
+    proxy: Callable[..., Proxy], count: int, spare: bool, method: str
+) -> None:
+    made = proxy(count, spare=spare)
+    if count > 1 or spare:
         time.sleep(4)  # the checks have found both to be down by then
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(made.ask, method)
         time.sleep(1.5)
         assert not answer.done()
-        with made.servers[-1].up():
+        with made.servers[count - 1].up():
             assert answer.result(10) == 200
-    assert [kind for kind, _ in made.servers[-1].requests] == [method]
+    assert [kind for kind, _ in made.servers[count - 1].requests] == [method]
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -150,6 +156,32 @@ def test_the_other_server_answers_at_once(proxy: Callable[..., Proxy], method: s
         assert {made.ask(method) for _ in range(4)} == {200}
         assert time.monotonic() - began < 1
     assert all(server.requests for server in made.servers)
+
+
+def test_while_the_one_server_restarts_its_spare_answers_and_never_else(proxy: Callable[..., Proxy]) -> None:
+    made = proxy(spare=True)
+    server, spare = made.servers
+    with spare.up():
+        with server.up():
+            asked_until_answered_by(made, server)
+            spare.requests.clear()
+            assert {made.ask() for _ in range(20)} == {200}
+            assert not spare.requests
+        with ThreadPoolExecutor() as pool:
+            began = time.monotonic()
+            assert set(pool.map(lambda _: made.ask("POST"), range(20))) == {200}
+            assert time.monotonic() - began < 3
+        assert len(spare.requests) == 20
+        with server.up():
+            asked_until_answered_by(made, server)
+
+
+def asked_until_answered_by(made: Proxy, server: Server) -> None:
+    server.requests.clear()
+    until = time.monotonic() + 10
+    while not server.requests:
+        assert made.ask() == 200
+        assert time.monotonic() < until
 
 
 def test_what_may_have_been_received_is_repeated_only_where_that_changes_nothing(proxy: Callable[..., Proxy]) -> None:
