@@ -290,6 +290,8 @@ class Backup:
         """Make a backup, prove it, have the WAL up to the proof archived, and remove proofs whose backup is gone."""
         began = time.monotonic()
         self.wait_for_others()
+        if not all(self.info(repository).get("db") for repository in self.config["repositories"]):
+            self.pgbackrest("stanza-create")  # after a restore one of them may be new
         self.pgbackrest("backup", f"--type={kind}", "--repo=1")
         newest = self.info()["backup"][-1]
         proof = self.prove(newest["label"])
@@ -446,16 +448,20 @@ class Backup:
         if not check:
             self.wait_for_others()
         repositories = [self.info(repository) for repository in self.config["repositories"]]
-        known = repositories[0]
         with self.session() as connection:
             own = int(self.ask(connection, "SELECT system_identifier FROM pg_control_system()"))
-        theirs = [database["system-id"] for database in known.get("db", [])]
-        if theirs and theirs[-1] != own:
-            raise Failed(
-                f"{self.config['repository']} holds the backups of another cluster ({theirs[-1]}; this one is {own}),"
-                " so nothing is archived. To have that one back: make restore. To begin anew, move the repository away:"
-                f" mv {self.config['repository']} {self.config['repository']}.old"
-            )
+        for number, repository in zip(self.config["repositories"], repositories, strict=True):
+            theirs = [database["system-id"] for database in repository.get("db", [])]
+            if theirs and theirs[-1] != own:
+                folder = self.config["repository"]
+                place, back, anew = {
+                    1: (folder, "make restore", f"move the repository away: mv {folder} {folder}.old"),
+                    2: ("backup_copy", "make restore with -e restore_repository=2", "give backup_copy another path"),
+                }[number]
+                raise Failed(
+                    f"{place} holds the backups of another cluster ({theirs[-1]}; this one is {own}), so nothing is"
+                    f" archived. To have that one back: {back}. To begin anew, {anew}"
+                )
         changed = not all(repository.get("db") for repository in repositories)
         if changed and not check:
             self.pgbackrest("stanza-create")

@@ -57,7 +57,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 # The main process, not the unit: a unit between two automatic restarts counts as leaving 'inactive' already.
 STARTED = "ExecMainStartTimestampMonotonic"
-PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", "DropInPaths", STARTED)
+PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", "DropInPaths", "Unit", STARTED)
 
 
 def parse_show(text: str) -> list[dict[str, str]]:
@@ -154,7 +154,10 @@ def main() -> None:
     units = module.params["units"]
     names = [unit["name"] for unit in units]
     shown = _show(module, names)
-    if not module.check_mode and any(map(needs_reload, units, shown)):
+    # A timer keeps its service loaded, and would start it from the text of before.
+    timed = [entry["Unit"] for entry in shown if entry.get("Unit")]
+    outdated = bool(timed) and any(entry.get("NeedDaemonReload") == "yes" for entry in _show(module, timed))
+    if not module.check_mode and (outdated or any(map(needs_reload, units, shown))):
         _systemctl(module, "daemon-reload")
         shown = _show(module, names)
 

@@ -102,3 +102,26 @@ def test_without_restart_what_runs_goes_on_and_is_told(
     assert result["actions"] == (["restart a.service"] if restart else [])
     assert result["changed"] == restart
     assert ("restart a.service" in log.read_text()) == (restart and not check)
+
+
+TIMER = """#!/bin/sh
+echo "$@" >> {log}
+test "$1" = show || exit 0
+case "$*" in
+*a.timer*) printf 'Id=a.timer\\nLoadState=loaded\\nActiveState=active\\nUnitFileState=enabled\\nUnit=a.service\\n' ;;
+*) printf 'Id=a.service\\nLoadState=loaded\\nActiveState=inactive\\nNeedDaemonReload={stale}\\n' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("stale", ["yes", "no"])
+def test_a_timer_starts_its_service_from_the_text_of_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stale: str
+) -> None:
+    fake, log = tmp_path / "systemctl", tmp_path / "log"
+    fake.write_text(TIMER.format(log=log, stale=stale))
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    result = run_module("host/library/systemd_units.py", {"units": [unit(name="a.timer")]})
+    assert not result["changed"]
+    assert ("daemon-reload" in log.read_text().split()) == (stale == "yes")
