@@ -14,7 +14,7 @@ from platform_under_test import Platform, wait_for
 
 MOST_LOST_SECONDS = 60
 MOST_SECONDS = 600
-INVENTORIES = "inventories/local:molecule/shared/inventory"
+INVENTORIES = "inventories/local:molecule/shared/inventory:molecule/restore/inventory"
 # A database of this size is restored: RESTORE_MB=1024.
 MEGABYTES = int(os.environ.get("RESTORE_MB", "0"))
 ROWS_PER_MEGABYTE = 7700
@@ -110,3 +110,20 @@ def test_an_instant_before_a_mistake(platform: Platform) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     there = platform.psql("SELECT to_regclass('rpo.mark') IS NOT NULL AS there", "transformation_service")
     assert there[0]["there"], "the mistake was restored as well"
+
+
+def test_the_copy_is_enough_when_the_repository_goes_with_the_server(platform: Platform) -> None:
+    host = platform.host(platform.first("postgresql"))
+    host.check_output("platform-backup diff")
+    count = "SELECT count(*) AS n FROM user_record"
+    before = platform.psql(count, "transformation_service")
+    host.check_output("bash -c %s", KILL + "rm -rf /var/lib/pgbackrest/*")
+    refused = restore()
+    assert refused.returncode != 0
+    assert "repository 1 has no backup" in refused.stdout + refused.stderr
+    done = restore("-e", "restore_repository=2")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert platform.psql(count, "transformation_service") == before
+    for repository in (1, 2):  # the first is made anew, and gets what comes from now on
+        info = host.check_output(f"runuser -u postgres -- pgbackrest --stanza=platform --repo={repository} info")
+        assert "status: ok" in info, info

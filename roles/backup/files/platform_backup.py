@@ -559,9 +559,12 @@ class Backup:
         try:
             backups = self.info(repository)["backup"]
             if not backups:
+                other = ", or take the second repository: -e restore_repository=2"
                 problem(
                     f"repository {repository} has no backup of stanza {self.stanza}",
-                    "check backup_repository, or its mount",
+                    "check backup_copy"
+                    if repository == 2
+                    else f"check backup_repository, or its mount{other if 2 in self.config['repositories'] else ''}",
                 )
             else:
                 first, last = backups[0]["timestamp"]["stop"], backups[-1]
