@@ -31,6 +31,7 @@ def backup_rebuild_problems(
     over: str,
     from_scratch: bool,
     keys: Sequence[Mapping[str, str]],
+    tree: bool = False,
 ) -> list[dict[str, Any]]:
     """Return [{"problem", "fix"}].
 
@@ -38,6 +39,7 @@ def backup_rebuild_problems(
     :param host: the PostgreSQL host
     :param repository: where it has a backup; "" without one; None when that can't be seen before pgBackRest is there
     :param keys: problems of the inventory's keys
+    :param tree: whether the sources at hand go live, and not the release of the backup
     """
     used = {name: words for name, words in data.items() if words}
     if from_scratch:
@@ -61,6 +63,11 @@ def backup_rebuild_problems(
     if repository == "":
         fix = "mount or copy the repository there; -e restore_repository=2 takes backup_copy; or FROM_SCRATCH=true"
         problems.append({"problem": f"{host} has no backup in backup_repository", "fix": fix})
+    if repository is None and not tree:
+        fix = "-e rebuild_release=tree takes the sources at hand"
+        problems.append(
+            {"problem": "the release of the backup is not in backup_copy, which holds data alone", "fix": fix}
+        )
     return [*problems, *map(dict, keys)]
 
 

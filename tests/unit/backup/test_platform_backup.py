@@ -309,7 +309,7 @@ def test_what_a_host_holds_is_told_and_an_empty_cluster_is_blank(traces, words):
         ({"pg": "data", "worker": "a release"}, "/repo", "pg", False, []),
         ({"pg": "data", "worker": ""}, "/repo", "worker", False, ["pg is not blank", "OVER names worker"]),
         ({"pg": "", "worker": ""}, "", "", False, ["pg has no backup"]),
-        ({"pg": "", "worker": ""}, None, "", False, []),
+        ({"pg": "", "worker": ""}, None, "", False, ["the release of the backup is not in backup_copy"]),
         ({"pg": "", "worker": ""}, "", "", True, []),
         ({"pg": "", "worker": ""}, "/repo", "", True, ["pg has a backup in /repo"]),
         ({"pg": "data", "worker": ""}, "", "pg", True, ["nothing begins from scratch over data"]),
@@ -321,6 +321,10 @@ def test_a_rebuild_is_refused_with_all_reasons(data, repository, over, from_scra
     for problem, text in zip(problems, says, strict=True):
         assert text in problem["problem"]
         assert problem["fix"]
+
+
+def test_a_copy_is_enough_for_a_rebuild_with_the_sources_at_hand():
+    assert backup_rebuild_problems({"pg": ""}, "pg", None, "", False, [], True) == []
 
 
 def test_problems_of_the_keys_are_reasons_too():
