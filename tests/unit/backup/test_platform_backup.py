@@ -147,7 +147,12 @@ def test_a_proof_under_writes_is_exact(backup, sql, server):
         number = 0
         while not stop.is_set():
             number += 1
-            sql(f"INSERT INTO t VALUES ({number}, pg_current_wal_insert_lsn()::text)", "two")
+            # The position is read once the transaction has its number: one without a number is not under way.
+            sql(
+                "WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id)"
+                f" INSERT INTO t SELECT {number}, pg_current_wal_insert_lsn()::text FROM own WHERE id IS NOT NULL",
+                "two",
+            )
             time.sleep(0.002)
 
     writers = [threading.Thread(target=write) for _ in range(2)]
