@@ -82,6 +82,19 @@ def test_what_the_proof_refuses_is_taken_back(operator: Operator, gate: str) -> 
     assert "11 checks" in operator.run("smoke")
 
 
+def test_a_drain_that_takes_too_long_is_given_up(operator: Operator, gate: str) -> None:
+    run = operator.trigger(gate, 0)
+    operator.await_states(run, lambda states: states.count("running") >= 3, "running tasks")
+    output = operator.run("upgrade", fails=True, airflow_drain_seconds=5)
+    assert "After 5 s tasks still run on worker-1" in output
+    assert operator.version() == OLD
+    assert operator.active("scheduler") == "active"
+    operator.open(gate)
+    operator.await_states(run, lambda states: states.count("success") == len(states) == 21, "the run's end", 240)
+    assert {task["try_number"] for task in operator.tasks(run)} == {1}
+    assert nothing_is_kept(operator)
+
+
 def test_tasks_under_way_outlast_an_upgrade_that_is_killed_twice(operator: Operator, gate: str) -> None:
     platform = operator.platform
     before = history(platform)
