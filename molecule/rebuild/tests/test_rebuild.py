@@ -106,3 +106,29 @@ def test_hosts_without_a_backup_are_refused_before_any_change(hosts):
     assert code == 10, output
     assert "has no backup in backup_repository" in output
     assert result()["outcome"] == "refused"
+
+
+def test_a_begin_from_scratch_whose_proof_fails_says_so(hosts):
+    code, output = hosts.rebuild("-e", "rebuild_from_scratch=true", "-e", "airflow_smoke_version=0.0.0")
+    assert code == 30, output[-4000:]
+    found = result()
+    assert (found["outcome"], found["phases"][-1]["stage"]) == ("proof failed", "proof")
+    assert "expected 0.0.0" in found["failures"][0]["message"]
+    code, output = hosts.rebuild("-e", "rebuild_from_scratch=true")
+    assert code == 10, output[-4000:]
+    assert "nothing begins from scratch over data" in output
+    hosts.play("smoke")
+
+
+def test_a_rebuild_that_breaks_off_says_where_and_keeps_the_journals(hosts):
+    hosts.lose(backups=True)
+    broken = {"full": "no day", "diff": "Mon 03:30", "export": "04:15", "drill": "Sun 05:30"}
+    code, output = hosts.rebuild("-e", "rebuild_from_scratch=true", "-e", json.dumps({"backup_schedule": broken}))
+    assert code == 20, output[-4000:]
+    found = result()
+    assert (found["outcome"], found["failures"][0]["phase"], found["failures"][0]["host"]) == (
+        "failed",
+        "PostgreSQL",
+        "data-1",
+    )
+    assert (RESULT.parent / "journals/data-1.log").stat().st_size > 0
