@@ -105,6 +105,9 @@ def test_an_instant_before_a_mistake(platform: Platform) -> None:
         "SELECT now() AT TIME ZONE 'UTC' AS at, count(*) AS n FROM user_record", "transformation_service"
     )[0]
     host.check_output("runuser -u postgres -- psql -qd transformation_service -c 'DROP TABLE rpo.mark'")
+    # A repository knows its files' times in whole seconds, and an instant after its newest file's is refused.
+    passed = f"SELECT now() AT TIME ZONE 'UTC' > '{before['at']}'::timestamp + interval '1 s' AS passed"
+    wait_for(lambda: platform.psql(passed)[0]["passed"], bool, "the next second", 10, 0.1)
     host.check_output("runuser -u postgres -- pgbackrest --stanza=platform check")
     done = restore("-e", f"restore_target_time={before['at']}Z", "-e", "restore_over=postgresql-1")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
