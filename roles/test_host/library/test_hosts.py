@@ -43,6 +43,7 @@ RETURN = r"""
 actions: {description: What was (in check mode - would be) done., type: list, elements: str, returned: always}
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -60,6 +61,9 @@ from ansible.module_utils.basic import AnsibleModule
 
 CAP_SYS_RESOURCE = 24
 BOOT_SECONDS = 90
+# What systemd and its services watch in one host: 6, and one to spare.
+INOTIFY_INSTANCES = 7
+INOTIFY_LIMIT = Path("/proc/sys/fs/inotify/max_user_instances")
 IMAGE = "localhost/airflow-test-host"
 CACHE = "airflow-test-host-cache"
 NEEDED = ("podman", "mmdebstrap", "iptables", "ssh-keygen", "aardvark-dns")  # netavark drives iptables
@@ -116,6 +120,15 @@ def runtime_settings(
     if not systemd:
         lines.append('cgroup_manager = "cgroupfs"')
     return "\n".join(lines) + "\n"
+
+
+def inotify_instances() -> int:
+    """Return how many inotify instances the processes of this machine have open."""
+    found = 0
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # its process has ended meanwhile
+            found += os.readlink(link) == "anon_inode:inotify"
+    return found
 
 
 def tree_hash(parts: list[str], root: Path) -> str:
@@ -201,6 +214,13 @@ class Hosts:
             raise Refused(
                 f"{disk} MiB of disk are free under {storage} and {self.p['minimum_disk_mb']} are needed: free some "
                 "disk (`make purge` removes the image and the package cache)."
+            )
+        used, limit = inotify_instances(), int(INOTIFY_LIMIT.read_text())
+        wanted = used + INOTIFY_INSTANCES * len(self.p["hosts"])
+        if wanted > limit:
+            raise Refused(
+                f"{wanted} inotify instances are needed, {used} of them in use now, and this machine allows {limit}; "
+                f"systemd would come up degraded: sysctl fs.inotify.max_user_instances={wanted * 2}"
             )
 
     # --- what is made ------------------------------------------------------------------------------------------------

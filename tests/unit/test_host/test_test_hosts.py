@@ -163,8 +163,12 @@ def test_a_machine_that_can_carry_the_hosts_is_not_refused(hosts):
         ),
         (lambda m, h: h.p.update(minimum_memory_mb=10**9), "1000000000 are needed: free some memory"),
         (lambda m, h: h.p.update(minimum_disk_mb=10**9), "1000000000 are needed: free some disk"),
+        (
+            lambda m, h: h.p.update(hosts=[{}] * 10**6),
+            r"^7\d{6} inotify instances are needed, \d+ of them .* fs.inotify.max_user_instances=1\d{7}$",
+        ),
     ],
-    ids=["no root", "no podman", "little memory", "little disk"],
+    ids=["no root", "no podman", "little memory", "little disk", "too many hosts"],
 )
 def test_a_machine_that_cannot_is_told_in_one_sentence(hosts, monkeypatch, break_it, says):
     break_it(monkeypatch, hosts)
