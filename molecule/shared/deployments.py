@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -239,6 +240,15 @@ def probe_released(platform: Platform, source: Path, value: str) -> Iterator[Dep
     made.run(airflow_release_source=str(ROOT), airflow_release_allow_removal=True, airflow_release_smoke=False)
     assert made.live() == before
     assert platform.api.send("DELETE", "/api/v2/dags/deploy_probe", token=platform.api.token).status in (204, 404)
+
+
+def kill(process: subprocess.Popen[str]) -> str:
+    """Kill a playbook with its workers, as a lost controller would; return what it had printed and nobody has read."""
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()  # sessions of their own
+    for pid in [process.pid, *map(int, workers)]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return process.communicate()[0]
 
 
 def changed(output: str) -> dict[str, int]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import signal
 import subprocess
 import time
 from typing import Any
 
 import pytest
-from deployments import changed
+from deployments import changed, kill
 from platform_under_test import ROOT, Figures
 
 KILLS = 3
@@ -20,10 +19,10 @@ LONGEST_DELAY = 10.0  # seconds
 
 
 def run_and_kill(hosts: Any, play: int, delay: float) -> list[str]:
-    """Start site.yml, kill it with all its children some seconds after a play began; return what it had printed."""
+    """Start site.yml, kill it with its workers some seconds after a play began; return what it had printed."""
     process = subprocess.Popen(
         hosts.command("site"), cwd=ROOT, env=hosts.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
+        text=True,
     )  # fmt: skip
     assert process.stdout
     lines = []
@@ -34,8 +33,7 @@ def run_and_kill(hosts: Any, play: int, delay: float) -> list[str]:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(delay)
     assert process.poll() is None, "ended before its kill:\n" + "\n".join(lines) + process.stdout.read()
-    os.killpg(process.pid, signal.SIGKILL)
-    lines += [f"{delay:.0f} s later", *(line.strip() for line in process.communicate()[0].splitlines())]
+    lines += [f"{delay:.0f} s later", *(line.strip() for line in kill(process).splitlines())]
     return [line for line in lines if line]
 
 

@@ -7,6 +7,7 @@ import secrets
 from typing import Any
 
 from cryptography.fernet import Fernet
+from deployments import kill
 from platform_under_test import ROOT, Platform, wait_for
 from upgrades import Operator, changed
 
@@ -104,7 +105,7 @@ def test_tasks_under_way_outlast_an_upgrade_that_is_killed_twice(operator: Opera
 
     first = operator.start("upgrade")
     wait_for(lambda: operator.active("scheduler"), lambda state: state == "inactive", "the drain", 240)
-    operator.kill(first)
+    kill(first)
     assert operator.version() == OLD, "the API serves the tasks that still run"
 
     second = operator.start("upgrade")
@@ -117,7 +118,7 @@ def test_tasks_under_way_outlast_an_upgrade_that_is_killed_twice(operator: Opera
         120,
         0.1,
     )
-    operator.kill(second)
+    kill(second)
 
     output = operator.run("upgrade")
     print("\n".join(line for line in output.splitlines() if "No task started" in line))

@@ -38,7 +38,6 @@ class Operator:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
         )
 
     def end(self, process: subprocess.Popen[str], *, fails: bool = False) -> str:
@@ -51,11 +50,6 @@ class Operator:
     def run(self, playbook: str, *options: str, fails: bool = False, **variables: Any) -> str:
         """Run a playbook to its end."""
         return self.end(self.start(playbook, *options, **variables), fails=fails)
-
-    def kill(self, process: subprocess.Popen[str]) -> None:
-        """Kill a playbook with all of its processes, as a lost controller would."""
-        os.killpg(process.pid, 9)
-        process.communicate()
 
     # --- what runs -----------------------------------------------------------------------------------------------
 
