@@ -1,4 +1,4 @@
-"""From Airflow 3.2 to this version, in this order: a proof that fails, two kills, success, nothing to do."""
+"""From Airflow 3.2 to this version, in this order: a proof that fails, a drain too long, two kills, success, the way back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import secrets
 from typing import Any
 
+import pytest
 from cryptography.fernet import Fernet
 from deployments import kill
 from platform_under_test import ROOT, Platform, wait_for
@@ -16,7 +17,14 @@ OLD_SCHEMA, NEW_SCHEMA = "1d6611b6ab7c", "d2f4e1b3c5a7"
 NEW = re.findall(r"^apache-airflow==(\S+)", (ROOT / "roles/airflow/files/requirements.txt").read_text(), re.MULTILINE)[
     0
 ]
+FORMER = ROOT / ".artifacts/former"
 HISTORY = "SELECT dag_id, run_id, state FROM dag_run WHERE end_date IS NOT NULL ORDER BY 1, 2"
+
+
+@pytest.fixture(scope="module")
+def upgraded() -> list[str]:
+    """What the upgrade has printed, once it has succeeded."""
+    return []
 
 
 def history(platform: Platform) -> list[dict[str, Any]]:
@@ -97,7 +105,9 @@ def test_a_drain_that_takes_too_long_is_given_up(operator: Operator, gate: str) 
     assert nothing_is_kept(operator)
 
 
-def test_tasks_under_way_outlast_an_upgrade_that_is_killed_twice(operator: Operator, gate: str) -> None:
+def test_tasks_under_way_outlast_an_upgrade_that_is_killed_twice(
+    operator: Operator, gate: str, upgraded: list[str]
+) -> None:
     platform = operator.platform
     before = history(platform)
     run = operator.trigger(gate, deferred_seconds=60)
@@ -121,6 +131,7 @@ def test_tasks_under_way_outlast_an_upgrade_that_is_killed_twice(operator: Opera
     kill(second)
 
     output = operator.run("upgrade")
+    upgraded.append(output)
     print("\n".join(line for line in output.splitlines() if "No task started" in line))
 
     assert operator.version() == NEW
@@ -153,4 +164,17 @@ def test_the_live_release_may_be_gone_back_to(operator: Operator) -> None:
 def test_an_older_lock_is_refused(operator: Operator) -> None:
     output = operator.run("upgrade", fails=True, airflow_requirements=f"apache-airflow=={OLD} \\\n")
     assert f"Airflow {NEW} runs, and this repository has {OLD}: its database can't go back" in output
+    assert operator.version() == NEW
+
+
+def test_after_success_the_former_revision_goes_back_by_a_restore(operator: Operator, upgraded: list[str]) -> None:
+    platform = operator.platform
+    (instant, over) = re.findall(r"make restore TARGET_TIME=(\S+) ARGS='-e restore_over=(\S+) ", upgraded[-1])[0]
+    operator.run("restore", "-e", "airflow_upgrade=true", restore_target_time=instant, restore_over=over, root=FORMER)
+    assert operator.version() == OLD
+    assert operator.schema() == OLD_SCHEMA
+    for name in platform.groups["all"]:
+        assert platform.host(name).check_output("readlink /opt/airflow/venv").startswith(f"/opt/airflow/venvs/{OLD}-")
+    assert "11 checks" in operator.run("smoke", root=FORMER)
+    operator.run("upgrade")
     assert operator.version() == NEW

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from platform_under_test import ROOT, Platform, Unexpected, wait_for
@@ -23,18 +24,19 @@ class Operator:
 
     platform: Platform
 
-    def start(self, playbook: str, *options: str, **variables: Any) -> subprocess.Popen[str]:
-        """Start a playbook of this repository."""
+    def start(self, playbook: str, *options: str, root: Path = ROOT, **variables: Any) -> subprocess.Popen[str]:
+        """Start a playbook of this repository, or of the former revision."""
         return subprocess.Popen(
             [
                 os.path.join(os.path.dirname(sys.executable), "ansible-playbook"),
                 *("-i", "molecule/upgrade/inventory", "-i", "molecule/shared/inventory"),
+                f"--extra-vars=test_host_state_directory={self.platform.directory}",
                 f"playbooks/{playbook}.yml",
                 *("-e", json.dumps(variables)),
                 *options,
             ],
-            cwd=ROOT,
-            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+            cwd=root,
+            env={**os.environ, "ANSIBLE_CONFIG": str(root / "ansible.cfg")},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -47,9 +49,9 @@ class Operator:
             raise Unexpected(f"ended with {process.returncode}:\n{self.platform.redact(output)}")
         return output
 
-    def run(self, playbook: str, *options: str, fails: bool = False, **variables: Any) -> str:
+    def run(self, playbook: str, *options: str, fails: bool = False, root: Path = ROOT, **variables: Any) -> str:
         """Run a playbook to its end."""
-        return self.end(self.start(playbook, *options, **variables), fails=fails)
+        return self.end(self.start(playbook, *options, root=root, **variables), fails=fails)
 
     # --- what runs -----------------------------------------------------------------------------------------------
 
