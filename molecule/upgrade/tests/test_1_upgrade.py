@@ -1,4 +1,4 @@
-"""From Airflow 3.2 to this version, in this order: a proof that fails, a drain too long, two kills, success, the way back."""
+"""From Airflow 3.2 to this version: a proof that fails, a drain too long, two kills, success, and the way back."""
 
 from __future__ import annotations
 
