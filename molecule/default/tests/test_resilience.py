@@ -95,9 +95,9 @@ def test_every_worker_is_killed_in_the_middle_of_a_run(
     before = platform.ledger(slot)
     restarted = {host: restarts(platform, host, "airflow-worker") for host in workers}
     run_id = platform.trigger(slot)
-    # All of them: one that a worker still runs is given up after 300 s without a heartbeat, which is another test.
+    # Both that run at once. One that a worker still runs would be given up after 300 s without a heartbeat.
     wait_for(
-        lambda: {platform.tasks(run_id)[task]["state"] for task in RULE_TASKS},
+        lambda: {platform.tasks(run_id)[task]["state"] for task in RULE_TASKS[:2]},
         lambda states: states == {"deferred"},
         "the tasks to defer",
         30,
