@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken
+from deployments import changed
 from platform_under_test import RULE_TASKS, Platform, wait_for
-from upgrades import Operator, changed
+from upgrades import Operator
 
 FILES = (
     "airflow_jwt_secret", "airflow_api_secret_key", "postgresql_airflow", "postgresql_celery", "postgresql_checks",
@@ -100,7 +101,7 @@ def test_the_old_fernet_key_may_go(operator: Operator) -> None:
     fresh = Operator(replace(operator.platform, _cache={}))  # it has read the former secrets
     output = fresh.run("rotate_secrets")
     assert "fernet_key" in output
-    assert changed(fresh.run("rotate_secrets")) == 0
+    assert set(changed(fresh.run("rotate_secrets")).values()) == {0}
     assert "11 checks" in fresh.run("smoke")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,7 +35,7 @@ class Operator:
                 *options,
             ],
             cwd=root,
-            env={**os.environ, "ANSIBLE_CONFIG": str(root / "ansible.cfg")},
+            env={**os.environ, "ANSIBLE_CONFIG": str(root / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -93,8 +92,3 @@ class Operator:
         """Let the tasks that wait for the file end."""
         for name in self.platform.groups["airflow_worker"]:
             self.platform.host(name).check_output("touch %s", gate)
-
-
-def changed(output: str) -> int:
-    """Changes on all hosts, from a play's recap."""
-    return sum(int(count) for count in re.findall(r"^\S+ +: ok=\d+ +changed=(\d+)", output, re.MULTILINE))
