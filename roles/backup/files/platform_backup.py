@@ -286,12 +286,21 @@ class Backup:
         """Let what is under way end first, until this process ends; pgBackRest would give up at once."""
         fcntl.flock(os.open(self.state / ".backup", os.O_WRONLY | os.O_CREAT, 0o600), fcntl.LOCK_EX)
 
+    def repositories(self) -> list[dict[str, Any]]:
+        """Return :meth:`info` of each repository."""
+        return [self.info(repository) for repository in self.config["repositories"]]
+
+    @staticmethod
+    def lacks_stanza(repositories: list[dict[str, Any]]) -> bool:
+        """Tell whether one of these repositories knows no cluster yet."""
+        return not all(repository.get("db") for repository in repositories)
+
     def run_backup(self, kind: str) -> None:
         """Make a backup, prove it, have the WAL up to the proof archived, and remove proofs whose backup is gone."""
         began = time.monotonic()
         self.wait_for_others()
-        if not all(self.info(repository).get("db") for repository in self.config["repositories"]):
-            self.pgbackrest("stanza-create")  # after a restore one of them may be new
+        if self.lacks_stanza(self.repositories()):  # after a restore one of them may be new
+            self.pgbackrest("stanza-create")
         self.pgbackrest("backup", f"--type={kind}", "--repo=1")
         newest = self.info()["backup"][-1]
         proof = self.prove(newest["label"])
@@ -447,7 +456,7 @@ class Backup:
         """Make the stanza where it is missing; print {"changed", "first": no backup is there yet}."""
         if not check:
             self.wait_for_others()
-        repositories = [self.info(repository) for repository in self.config["repositories"]]
+        repositories = self.repositories()
         with self.session() as connection:
             own = int(self.ask(connection, "SELECT system_identifier FROM pg_control_system()"))
         for number, repository in zip(self.config["repositories"], repositories, strict=True):
@@ -462,7 +471,7 @@ class Backup:
                     f"{place} holds the backups of another cluster ({theirs[-1]}; this one is {own}), so nothing is"
                     f" archived. To have that one back: {back}. To begin anew, {anew}"
                 )
-        changed = not all(repository.get("db") for repository in repositories)
+        changed = self.lacks_stanza(repositories)
         if changed and not check:
             self.pgbackrest("stanza-create")
         print(json.dumps({"changed": changed, "first": not all(repository["backup"] for repository in repositories)}))
