@@ -110,8 +110,9 @@ def proxy(tmp_path: Path) -> Iterator[Callable[..., Proxy]]:
             made.servers.append(Server("127.0.0.1", spare_port))
         (tmp_path / "proxy.cfg").write_text(text)
         (tmp_path / "proxy_certificate").write_text(certificate)
-        given = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
-        running.append(subprocess.Popen(["/usr/sbin/haproxy", "-f", tmp_path / "proxy.cfg"], env=given))
+        argv, given = ["/usr/sbin/haproxy", "-f", tmp_path / "proxy.cfg"], {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+        with (tmp_path / "log").open("ab") as log:  # HAProxy makes it non-blocking: it must not be ours
+            running.append(subprocess.Popen(argv, env=given, stdout=log))
         until = time.monotonic() + 10
         while time.monotonic() < until:
             try:

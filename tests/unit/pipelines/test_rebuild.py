@@ -59,10 +59,11 @@ def play(name: str, stage: str | None, *tasks: dict[str, Any], hosts: str = "her
     return {"name": name, "hosts": hosts, "vars": {"run_stage": stage} if stage else {}, "tasks": named}
 
 
-def start(place: Path, plays: list[dict[str, Any]] | str) -> subprocess.Popen[bytes]:
+def start(place: Path, plays: list[dict[str, Any]] | str, output: int | None = None) -> subprocess.Popen[bytes]:
     """Start the program on a playbook."""
     (place / "playbooks/try.yml").write_text(plays if isinstance(plays, str) else yaml.safe_dump(plays))
-    return subprocess.Popen([sys.executable, place / ".ci/rebuild", "inventory.yml", "playbooks/try.yml"], cwd=place)
+    argv = [sys.executable, place / ".ci/rebuild", "inventory.yml", "playbooks/try.yml"]
+    return subprocess.Popen(argv, cwd=place, stdout=output, stderr=output)
 
 
 def end(place: Path, process: subprocess.Popen[bytes]) -> tuple[int, dict[str, Any]]:
@@ -107,6 +108,16 @@ def test_the_code_and_the_file_say_how_it_ended(place, plays, code, outcome, mes
 def test_a_failure_that_a_rescue_made_good_is_none(place):
     tasks = {"block": [{"name": "Try", **BAD}], "rescue": [{"name": "Mend", **FINE}]}
     assert end(place, start(place, [play("Do", None, tasks)]))[1]["outcome"] == "green"
+
+
+def test_an_output_that_does_not_block_is_no_obstacle(place):
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    process = start(place, [play("Do", None, FINE)], writing)
+    os.close(writing)
+    with open(reading) as output:
+        said = output.read()
+    assert end(place, process)[1]["outcome"] == "green", said
 
 
 def test_secrets_of_a_failed_task_stay_out_of_the_file(place):
