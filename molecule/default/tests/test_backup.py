@@ -43,6 +43,7 @@ def test_there_is_a_backup_with_its_proof_and_no_problem(host: Any) -> None:
     assert found["problems"] == []
     proof = json.loads(host.check_output("cat %s/platform/proofs/%s.json", REPOSITORY, found["backup"]["proof"]))
     assert set(proof["databases"]) == {"airflow", "transformation_service"}
+    assert all(proof["databases"].values()), "a proof of the empty server says nothing"
 
 
 @pytest.mark.parametrize("name", JOBS)
