@@ -2,8 +2,9 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 ENV ?= local
-ifeq ($(wildcard inventories/$(ENV)/.),)
-$(error ENV=$(ENV): there is no inventories/$(ENV). There are: $(filter-out common,$(notdir $(patsubst %/,%,$(wildcard inventories/*/)))))
+# Nothing at all would mean every inventory at once.
+ifeq ($(and $(filter-out common,$(ENV)),$(wildcard inventories/$(ENV)/.)),)
+$(error ENV="$(ENV)" names no inventory. There are: $(filter-out common,$(notdir $(patsubst %/,%,$(wildcard inventories/*/)))))
 endif
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
